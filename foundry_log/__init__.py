@@ -1,0 +1,89 @@
+"""Logging for training runs, on top of the standard library's `logging`.
+
+Everything a run says is a LogRecord: messages, steps, errors, timings. See the README.
+
+Importing this package configures nothing and imports next to nothing: each public name loads its
+module when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ConsoleFormatter": "formatters",
+    "ConsoleHandler": "handlers.console",
+    "ContextFilter": "filters",
+    "ErrorTracker": "error_tracker",
+    "ExperimentConfig": "config",
+    "JsonFormatter": "formatters",
+    "LoggingConfig": "config",
+    "LoggingSession": "session",
+    "MetricsLogger": "metrics",
+    "PerformanceLogger": "performance",
+    "RotatingJsonlHandler": "handlers.rotating_jsonl",
+    "RunDirectory": "run_directory",
+    "StructuredLogger": "adapters",
+    "Trainer": "training.trainer",
+    "bound": "context",
+    "configure": "session",
+    "decode_line": "encoding",
+    "encode_line": "encoding",
+    "read_jsonl": "jsonl",
+}
+
+__all__ = [
+    "ConsoleFormatter",
+    "ConsoleHandler",
+    "ContextFilter",
+    "ErrorTracker",
+    "ExperimentConfig",
+    "JsonFormatter",
+    "LoggingConfig",
+    "LoggingSession",
+    "MetricsLogger",
+    "PerformanceLogger",
+    "RotatingJsonlHandler",
+    "RunDirectory",
+    "StructuredLogger",
+    "Trainer",
+    "bound",
+    "configure",
+    "decode_line",
+    "encode_line",
+    "read_jsonl",
+]
+
+if TYPE_CHECKING:
+    from foundry_log.adapters import StructuredLogger
+    from foundry_log.config import ExperimentConfig, LoggingConfig
+    from foundry_log.context import bound
+    from foundry_log.encoding import decode_line, encode_line
+    from foundry_log.error_tracker import ErrorTracker
+    from foundry_log.filters import ContextFilter
+    from foundry_log.formatters import ConsoleFormatter, JsonFormatter
+    from foundry_log.handlers.console import ConsoleHandler
+    from foundry_log.handlers.rotating_jsonl import RotatingJsonlHandler
+    from foundry_log.jsonl import read_jsonl
+    from foundry_log.metrics import MetricsLogger
+    from foundry_log.performance import PerformanceLogger
+    from foundry_log.run_directory import RunDirectory
+    from foundry_log.session import LoggingSession, configure
+    from foundry_log.training.trainer import Trainer
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    value.__module__ = __name__  # the path that configurations and pickles name stays put
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,142 @@
+"""StructuredLogger: a logger's adapter whose keywords are context."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+from foundry_log.context import bound_fields
+from foundry_log.exception_data import ExcInfo
+from foundry_log.process import base_context
+from foundry_log.records import TEXT, formatted, structured
+
+if TYPE_CHECKING:
+    _Adapter = logging.LoggerAdapter[logging.Logger]
+else:
+    _Adapter = logging.LoggerAdapter  # no subscript at run time before Python 3.11
+
+
+class StructuredLogger(_Adapter):
+    """Logs messages whose keyword arguments are context, over fields that every record carries.
+
+        log = StructuredLogger("train", config)
+        log.info("Step done", step=100, loss=2.5)
+
+    A record's text is the JSON of `{"message", "context"}` (the bare message with
+    `use_structured_logging=False`); `JsonFormatter` writes message and context as fields. Context
+    of the call wins over that of scopes (`bound`), and that over `self.context`. Any name is legal,
+    `message`, `level` and `self` too, but for the four that the stdlib's methods have: `exc_info`,
+    `stack_info`, `stacklevel` and `extra`, whose fields become context as well.
+
+    It touches neither levels nor handlers. Logging never raises: arguments that do not fit the
+    message are shown behind it, values without a JSON form by their `repr`. Thread-safe, but for
+    changes of the context while others log.
+
+    Args:
+        name: of the stdlib logger that it adapts, `self.logger`.
+        config: an ExperimentConfig, or any object with `experiment_name`; its `training.device` and
+            `logging.use_structured_logging` count where they are there.
+
+    Attributes:
+        context: this adapter's own dict, at first `experiment`, `git_hash` and `device` (and rank
+            and host under a distributed launcher).
+    """
+
+    def __init__(self, name: str, config: Any) -> None:
+        training = getattr(config, "training", None)
+        settings = getattr(config, "logging", None)
+        self.context = base_context(config.experiment_name, getattr(training, "device", None))
+        super().__init__(logging.getLogger(name), self.context)
+        self._as_json = getattr(settings, "use_structured_logging", True) is not False
+
+    # mypy: the stdlib's methods take any keyword too, but reserve the name `msg`; ours do not.
+    # Each level calls `_send` itself: with one depth for all of them, the record names the caller.
+
+    def debug(self, message: object, /, *args: object, **context: Any) -> None:  # type: ignore[override]
+        """Log at DEBUG; see `log`."""
+        self._send(logging.DEBUG, message, args, context)
+
+    def info(self, message: object, /, *args: object, **context: Any) -> None:  # type: ignore[override]
+        """Log at INFO; see `log`."""
+        self._send(logging.INFO, message, args, context)
+
+    def warning(self, message: object, /, *args: object, **context: Any) -> None:  # type: ignore[override]
+        """Log at WARNING; see `log`."""
+        self._send(logging.WARNING, message, args, context)
+
+    def error(self, message: object, /, *args: object, **context: Any) -> None:  # type: ignore[override]
+        """Log at ERROR; see `log`."""
+        self._send(logging.ERROR, message, args, context)
+
+    def critical(self, message: object, /, *args: object, **context: Any) -> None:  # type: ignore[override]
+        """Log at CRITICAL; see `log`."""
+        self._send(logging.CRITICAL, message, args, context)
+
+    fatal = critical
+    warn = warning  # type: ignore[assignment]
+
+    def exception(self, message: object, /, *args: object, **context: Any) -> None:  # type: ignore[override]
+        """Log at ERROR with the exception being handled; see `log`."""
+        context.setdefault("exc_info", True)
+        self._send(logging.ERROR, message, args, context)
+
+    def log(self, level: int, message: object, /, *args: object, **context: Any) -> None:  # type: ignore[override]
+        """Log `message % args` at `level` with `context`.
+
+        Args:
+            level: such as `logging.INFO`.
+            message: text, or anything that has one.
+            args: for the `%` of the message, as in the stdlib; with none it is left as it is.
+            context: fields of this record alone; `exc_info`, `stack_info`, `stacklevel` and `extra`
+                as in the stdlib.
+        """
+        self._send(level, message, args, context)
+
+    def log_structured(self, level: int, message: object, /, **context: Any) -> None:
+        """Log `message` at `level` with `context`; the spec's name for `log` without arguments."""
+        self._send(level, message, (), context)
+
+    def update_context(self, **fields: Any) -> None:
+        """Add fields to every record that follows."""
+        self.context.update(fields)
+
+    def clear_context_field(self, name: str) -> None:
+        """Take a field away from the records that follow; one that is not there is no error."""
+        self.context.pop(name, None)
+
+    def _send(
+        self, level: int, message: object, args: tuple[object, ...], context: dict[str, Any]
+    ) -> None:
+        logger = self.logger
+        # A `log` that somebody put on the logger itself (a test, a tracer) wants every call.
+        if not logger.isEnabledFor(level) and "log" not in logger.__dict__:
+            return
+        options = {name: context.pop(name) for name in _OPTIONS if name in context}
+        extra = options.pop("extra", None) or {}
+        if "exc_info" in options:
+            options["exc_info"] = _exc_info(options["exc_info"])
+        fields = structured(
+            formatted(message, _unpacked(args)),
+            {**self.context, **bound_fields(), **extra, **context},
+            self._as_json,
+        )
+        depth = options.pop("stacklevel", 1) + 2  # this frame and that of the level's method
+        logger.log(level, fields[TEXT], extra=fields, stacklevel=depth, **options)
+
+
+_OPTIONS = ("exc_info", "stack_info", "stacklevel", "extra")
+
+
+def _unpacked(args: tuple[object, ...]) -> object:
+    """Return the arguments as the stdlib's LogRecord takes them: a single dict is named values."""
+    return args[0] if len(args) == 1 and isinstance(args[0], dict) and args[0] else args
+
+
+def _exc_info(value: Any) -> ExcInfo | tuple[None, None, None] | None:
+    """Return what the caller's `exc_info` stands for, so that a queue cannot lose it."""
+    if isinstance(value, BaseException):
+        return type(value), value, value.__traceback__
+    if isinstance(value, tuple):
+        return value
+    return sys.exc_info() if value else None

@@ -1,0 +1,233 @@
+"""One file that many processes append lines to, each line whole.
+
+A line is one `write(2)` on an O_APPEND descriptor, so the kernel places lines of several processes
+one behind the other. Three things can still go wrong, and are mended here:
+
+- A writer killed inside its write, or a full disk, leaves a *fragment* without a newline, and the
+  next line would be glued to it. After each append the byte before it is looked at, unless it is
+  this writer's own; a fragment is overwritten with spaces, which JSON allows before a value.
+- The path may have moved: rotated by another process, renamed or deleted by anyone. `moved` tells.
+- A rotated file may still have a slow writer. Every writer holds a shared lock on the file it has
+  open; who wants to compress, move or delete a rotated file takes the exclusive one first.
+
+A fork leaves the child with the parent's descriptors, whose locks are the parent's: the child
+closes them and opens its own at its next append.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+import weakref
+
+from foundry_log import locks
+
+_BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+_BLOCK = 65_536
+_OPEN_ATTEMPTS = 1000
+
+_open_files: weakref.WeakSet[AppendFile] = weakref.WeakSet()
+
+
+class AppendFile:
+    """Appends lines to `path`; opens it at the first one, and its directory if that is missing.
+
+    Not thread-safe: the caller's lock is held round every method. Process-safe on local file
+    systems of one host.
+
+    Args:
+        path: the file, kept as an absolute path.
+        permissions: of a new file, before the umask.
+        truncate: empty the file at the first opening.
+        exclusive: fail with FileExistsError at the first opening if the file is there.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        permissions: int = 0o640,
+        truncate: bool = False,
+        exclusive: bool = False,
+    ) -> None:
+        self.path = os.path.abspath(path)
+        self.size = 0
+        """Bytes in the file when this writer last looked, other writers' included."""
+        self._permissions = permissions
+        self._first_flags = (os.O_TRUNC if truncate else 0) | (os.O_EXCL if exclusive else 0)
+        self._descriptor = -1  # O_APPEND: every line
+        self._patch = -1  # without it: on an O_APPEND one Linux ignores the position of a write
+        self._own_end = -1  # where this writer's last line ended
+        self._regular = True
+        self._identity = (-1, -1)
+        self._looked = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether descriptors are held."""
+        return self._descriptor >= 0
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether the path is a file that has a size, and not a pipe or a device."""
+        return self._regular
+
+    def open(self) -> None:
+        """Open the file now.
+
+        Raises:
+            OSError: it cannot be opened or created.
+        """
+        if self._descriptor < 0:
+            self._descriptor, self._patch = self._opened()
+            _open_files.add(self)
+
+    def append(self, line: bytes) -> None:
+        """Write one line that ends in a newline; when this returns it stands whole in the file.
+
+        Raises:
+            OSError: the line was not written; nothing of it is left in the file.
+        """
+        self.open()
+        if not self._regular:
+            self._write_stream(line)
+            return
+        written = os.write(self._descriptor, line)
+        end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+        if written != len(line):
+            self._overwrite(end - written, end)
+            # Asked once more, the kernel either has room again or says what is wrong.
+            written = os.write(self._descriptor, line)
+            end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+            if written != len(line):
+                self._overwrite(end - written, end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+        start = end - written
+        if start != self._own_end and start > 0:
+            self._heal(start)
+        self._own_end = self.size = end
+
+    def moved(self, every_s: float = 0.0) -> bool:
+        """Return whether the path is no longer the file that is open.
+
+        Args:
+            every_s: seconds for which the last answer "no" is good enough.
+        """
+        if self._descriptor < 0 or not self._regular:
+            return False
+        now = time.monotonic()
+        if every_s and now - self._looked < every_s:
+            return False
+        self._looked = now
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            return True
+        return (status.st_dev, status.st_ino) != self._identity
+
+    def reopen(self) -> None:
+        """Follow the path to the file that stands there now, a new one if there is none.
+
+        Raises:
+            OSError: it cannot be opened; the old file stays open and is written on.
+        """
+        if self._descriptor < 0:
+            return self.open()
+        descriptor, patch = self._opened()
+        # The number of the descriptor stays: whoever writes without our lock, or is inside a
+        # write now, never meets a closed descriptor or one that another file has got since.
+        os.dup2(descriptor, self._descriptor, inheritable=False)
+        os.close(descriptor)
+        if self._patch >= 0:
+            os.close(self._patch)
+        self._patch = patch
+
+    def sync(self) -> None:
+        """Wait until the device has what was written (`fsync`)."""
+        if self._descriptor >= 0:
+            os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the descriptors; the next append opens the file again. Idempotent."""
+        descriptors, self._descriptor, self._patch = (self._descriptor, self._patch), -1, -1
+        for descriptor in descriptors:
+            if descriptor >= 0:
+                os.close(descriptor)
+        _open_files.discard(self)
+
+    def _opened(self) -> tuple[int, int]:
+        """Return two descriptors of the file that is at the path, locked against removal."""
+        for _ in range(_OPEN_ATTEMPTS):
+            descriptor = self._create()
+            status = os.fstat(descriptor)
+            self._regular = stat.S_ISREG(status.st_mode)
+            if not self._regular:
+                return descriptor, -1
+            self._identity = (status.st_dev, status.st_ino)
+            patch = self._second(descriptor) if locks.try_shared(descriptor) else -1
+            if patch >= 0:
+                self._own_end = -1
+                self.size = os.fstat(descriptor).st_size
+                self._looked = time.monotonic()
+                return descriptor, patch
+            os.close(descriptor)  # it was rotated away between two calls: take the next one
+            time.sleep(0.001)
+        raise OSError(errno.EBUSY, "the file keeps being replaced while it is opened", self.path)
+
+    def _create(self) -> int:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _BINARY | self._first_flags
+        try:
+            descriptor = os.open(self.path, flags, self._permissions)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            descriptor = os.open(self.path, flags, self._permissions)
+        self._first_flags = 0
+        return descriptor
+
+    def _second(self, descriptor: int) -> int:
+        """Return another descriptor of the same file, or -1 when the path has moved on."""
+        try:
+            patch = os.open(self.path, os.O_RDWR | _BINARY)
+        except FileNotFoundError:
+            return -1
+        if os.path.sameopenfile(descriptor, patch):
+            return patch
+        os.close(patch)
+        return -1
+
+    def _heal(self, start: int) -> None:
+        """Blank what stands before `start` if it is not a whole line."""
+        os.lseek(self._patch, start - 1, os.SEEK_SET)
+        if os.read(self._patch, 1) == b"\n":
+            return
+        begin = start
+        while begin > 0:
+            size = min(_BLOCK, begin)
+            os.lseek(self._patch, begin - size, os.SEEK_SET)
+            newline = os.read(self._patch, size).rfind(b"\n")
+            if newline >= 0:
+                begin += newline + 1 - size
+                break
+            begin -= size
+        self._overwrite(begin, start)
+
+    def _overwrite(self, begin: int, end: int) -> None:
+        os.lseek(self._patch, begin, os.SEEK_SET)
+        while begin < end:
+            begin += os.write(self._patch, b" " * min(_BLOCK, end - begin))
+
+    def _write_stream(self, line: bytes) -> None:
+        rest = memoryview(line)
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
+
+
+def _abandon_after_fork() -> None:
+    for file in list(_open_files):
+        file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_after_fork)

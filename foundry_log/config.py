@@ -1,0 +1,200 @@
+"""The configuration of logging and of an experiment: validated, typed, plain data.
+
+Every section refuses what it does not understand when it is made: a wrong value with its field, the
+value, the rule and the remedy, an unknown field with the nearest known name. Assignments are
+checked in the same way.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+from foundry_log.dict_config import dict_config
+from foundry_log.filenames import check_name
+
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+def _level(value: Any) -> Any:
+    if isinstance(value, int) and logging.getLevelName(value) in LEVELS:
+        return logging.getLevelName(value)
+    name = value.upper() if isinstance(value, str) else value
+    if name not in LEVELS:
+        raise ValueError(f"{value!r} is not a level; use one of {', '.join(LEVELS)}")
+    return name
+
+
+Level = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_level)]
+Count = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+ExperimentName = Annotated[str, AfterValidator(check_name)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown fields are refused, assignments are checked."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_nearest(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            for name in values:
+                if name not in cls.model_fields:
+                    near = difflib.get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.5)
+                    remedy = f"did you mean {near[0]!r}?" if near else "remove it."
+                    known = ", ".join(cls.model_fields)
+                    raise ValueError(
+                        f"{cls.__name__} has no field {name!r}; {remedy} Its fields are: {known}"
+                    )
+        return values
+
+
+class LoggingConfig(Section):
+    """How a run logs. All fields have defaults; see each field for its meaning and unit."""
+
+    console_level: Level = "INFO"
+    """Least level that is shown on the terminal."""
+    file_level: Level = "DEBUG"
+    """Least level that is written to the log files."""
+    use_structured_logging: bool = True
+    """Write JSON Lines beside the log for people, and give StructuredLogger's text as JSON."""
+    log_to_wandb: bool = True
+    """Send metrics to Weights & Biases where it is installed."""
+    max_log_files: Count = 10
+    """Rotated log files that are kept; metrics and errors are kept for ever."""
+    max_log_size_mb: Count = 100
+    """Size in MiB (2^20 bytes) at which a file is rotated."""
+    log_metrics_every_n_steps: Count = 10
+    """Steps from one line of metrics to the next."""
+    log_detailed_metrics_every_n_steps: Count = 100
+    """Steps from one line with the norms of each parameter to the next."""
+    profile_performance: bool = False
+    """Time the parts of each step: data, forward, backward, optimizer."""
+    log_memory_every_n_steps: Count = 100
+    """Steps from one record of memory use to the next."""
+    max_errors_to_track: Count = 1000
+    """Errors that are kept in memory; the file has them all."""
+
+    def to_dict_config(
+        self,
+        directory: str | os.PathLike[str] = "logs",
+        *,
+        context: Mapping[str, Any] | None = None,
+        console: bool = True,
+    ) -> dict[str, Any]:
+        """Return the set-up as plain data for `logging.config.dictConfig`.
+
+        A new dict each time, of names, numbers and text alone: it can be changed, merged with yours
+        or saved as JSON. It keeps existing loggers alive; applied twice, it doubles nothing.
+
+        Args:
+            directory: where `run.log` (for people) and `run.jsonl` go; made at the first record.
+            context: fields that every record gets, below those of scopes and calls.
+            console: also show records on standard error.
+        """
+        return dict_config(self, directory, context or {}, console)
+
+
+class DataConfig(Section):
+    """What is trained on."""
+
+    path: Path | None = None
+    """A text file, or a directory of them; None for the sources of Python's standard library."""
+    pattern: str = "**/*.py"
+    """Files of a directory that are read, in sorted order."""
+    max_megabytes: Annotated[float, Field(gt=0)] = 2.0
+    """MB (10^6 bytes) read at the most."""
+    sequence_length: Count = 64
+    """Tokens of one example."""
+    eval_fraction: Fraction = 0.05
+    """Part of the text, its end, that is kept for evaluation."""
+
+
+class TokenizerConfig(Section):
+    """How text becomes tokens; bytes are the only kind that is built in."""
+
+    kind: Literal["byte"] = "byte"
+    """One token a byte of UTF-8."""
+    vocab_size: Annotated[int, Field(ge=2)] = 256
+    """Number of different tokens; at least 256 for bytes."""
+
+
+class ModelConfig(Section):
+    """The shape of the language model, a small transformer."""
+
+    hidden_size: Count = 64
+    """Width of the residual stream; a multiple of `num_heads`."""
+    num_layers: Count = 2
+    """Transformer blocks."""
+    num_heads: Count = 4
+    """Attention heads of each block."""
+    dropout: Fraction = 0.0
+    """Probability with which activations are dropped in training."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> ModelConfig:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is no multiple of num_heads={self.num_heads}; "
+                f"use {self.num_heads * max(1, self.hidden_size // self.num_heads)}"
+            )
+        return self
+
+
+class TrainingConfig(Section):
+    """How the model is trained."""
+
+    epochs: Count = 1
+    """Passes over the training text."""
+    train_steps: Count | None = None
+    """Optimizer steps after which training ends, in the middle of an epoch too; None for no end
+    before the epochs are done."""
+    batch_size: Count = 16
+    """Examples of one forward pass."""
+    gradient_accumulation_steps: Count = 1
+    """Forward passes of one optimizer step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    """Peak of the schedule."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    """Steps over which the rate rises from 0; then it falls along a cosine to a tenth."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Of AdamW."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Global norm to which gradients are clipped."""
+    eval_every_n_steps: Count = 200
+    """Steps from one evaluation to the next; the last step is always evaluated."""
+    eval_batches: Count = 20
+    """Batches of one evaluation."""
+    checkpoint_every_n_steps: Count = 500
+    """Steps from one checkpoint to the next; the last step always has one."""
+    device: str | None = None
+    """Such as `cpu` or `cuda:0`; None for a GPU where there is one."""
+
+
+class ExperimentConfig(Section):
+    """Everything a run is made from; only its name has no default."""
+
+    experiment_name: ExperimentName
+    """Names the run's directory: no separators, at most 200 bytes."""
+    data: DataConfig = Field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    random_seed: Annotated[int, Field(ge=0)] = 42
+    """Of initial weights and of the order of the examples."""

@@ -1,0 +1,79 @@
+"""The set-up of a run as the plain data that `logging.config.dictConfig` takes.
+
+It names handlers, formatters and filters by their dotted names and imports none of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+LOG_NAME = "run.log"
+JSONL_NAME = "run.jsonl"
+MEBIBYTE = 1024 * 1024
+
+
+class LoggingSettings(Protocol):
+    """What of `LoggingConfig` decides the set-up of handlers."""
+
+    console_level: Any
+    file_level: Any
+    use_structured_logging: bool
+    max_log_files: int
+    max_log_size_mb: int
+
+
+def dict_config(
+    settings: LoggingSettings,
+    directory: str | os.PathLike[str],
+    context: Mapping[str, Any],
+    console: bool,
+) -> dict[str, Any]:
+    """Return the dict; see `LoggingConfig.to_dict_config`."""
+    handlers = {"log": _file_handler(settings, os.path.join(directory, LOG_NAME), "plain")}
+    if settings.use_structured_logging:
+        handlers["jsonl"] = _file_handler(settings, os.path.join(directory, JSONL_NAME), "json")
+    if console:
+        handlers["console"] = {
+            "class": "foundry_log.ConsoleHandler",
+            "level": settings.console_level,
+            "formatter": "console",
+            "filters": ["context"],
+        }
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "filters": {"context": {"()": "foundry_log.ContextFilter", "fields": dict(context)}},
+        "formatters": {
+            "console": {"()": "foundry_log.ConsoleFormatter"},
+            "plain": {
+                "()": "foundry_log.ConsoleFormatter",
+                "datefmt": "%Y-%m-%d %H:%M:%S",
+                "colors": False,
+            },
+            "json": {"()": "foundry_log.JsonFormatter"},
+        },
+        "handlers": handlers,
+        "root": {"level": _lowest(settings, console), "handlers": list(handlers)},
+    }
+
+
+def _file_handler(settings: LoggingSettings, path: str, formatter: str) -> dict[str, Any]:
+    return {
+        "class": "foundry_log.RotatingJsonlHandler",
+        "level": settings.file_level,
+        "formatter": formatter,
+        "filters": ["context"],
+        "filename": os.path.abspath(path),
+        "maxBytes": settings.max_log_size_mb * MEBIBYTE,
+        "backupCount": settings.max_log_files,
+        "stable_names": True,
+        "delay": True,  # a directory that cannot be written costs a report, not the program's start
+    }
+
+
+def _lowest(settings: LoggingSettings, console: bool) -> str:
+    levels = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+    used = [settings.file_level, *([settings.console_level] if console else [])]
+    return min(used, key=levels.index)

@@ -1,0 +1,414 @@
+"""Any Python value to strict JSON (RFC 8259), and back.
+
+Two steps. `to_plain` reduces a value to the six JSON types in exact built-in classes; it runs the
+user's code (`__repr__`, properties, `model_dump`) and survives whatever that does. `encode_line`
+turns the plain tree into bytes with msgspec and never sees anything but exact built-ins of bounded
+depth: handed a deep structure or an object with Python code behind it, every fast encoder has a way
+to kill the interpreter (msgspec 0.22 on Python 3.13 overflows a 256 KiB thread stack).
+
+NaN and the infinities have no JSON form. They are written as null, and the field `non_finite` at the
+root of the line maps the JSON Pointer (RFC 6901) of each to "NaN", "Infinity" or "-Infinity", so
+that numeric columns stay numeric and `decode_line` gives back what was written.
+
+All functions here are pure and safe from any thread.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import datetime
+import decimal
+import enum
+import math
+import os
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Set
+from typing import Any
+
+import msgspec
+
+NON_FINITE = "non_finite"
+MAX_DEPTH = 64
+"""Levels of nesting that are written; what lies deeper becomes a marker string."""
+MAX_VALUES = 1_000_000
+"""Values written in one line; shared references can unfold a small object into an endless one."""
+MAX_ARRAY_VALUES = 100
+"""Arrays with more elements are written as shape, dtype and their first values."""
+FIRST_VALUES = 10
+MAX_REPR = 10_000
+"""Characters kept of the `repr` of an object without a JSON form; strings are never cut."""
+MAX_INT_BITS = 2_000
+"""Longer integers become hexadecimal text: Python refuses to write them in decimal beyond a limit
+that is at least 640 digits (`sys.set_int_max_str_digits`)."""
+
+Default = Callable[[Any], Any]
+
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+_STRINGS = frozenset({str})
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+_FAMILY = f'"{NON_FINITE}'.encode()
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+def to_plain(value: Any, default: Default | None = None) -> Any:
+    """Return `value` as a tree of dict (string keys), list, str, int, float, bool and None.
+
+    A value that is plain already is returned itself, not copied. Never raises for any input.
+
+    Scalars and small arrays of numpy, torch and others that offer `shape`, `dtype` and `tolist`
+    become numbers and lists; arrays above 100 elements become `{"shape", "dtype", "first"}`.
+    Dates and times become ISO 8601 text, time spans seconds, enum members their value, paths, UUIDs
+    and decimals text, bytes their UTF-8 text or `base64:…`, sets lists, exceptions
+    `{"type", "message"}`; dataclasses and pydantic models become objects, anything else its `repr`.
+
+    Args:
+        value: anything.
+        default: asked first for objects that have no JSON form of their own; what it returns is
+            reduced in turn. Where it raises, the built-in rules apply.
+    """
+    return value if _is_plain(value) else _Reducer(default).reduce(value, 0)
+
+
+def _is_plain(value: Any) -> bool:
+    kind = type(value)
+    if kind in _SCALARS:
+        return True
+    if kind is dict and _STRINGS.issuperset(map(type, value)):
+        if _SCALARS.issuperset(map(type, value.values())):
+            return True  # the usual context: one flat dict, checked without a Python loop
+    return _is_plain_tree(value, 0, [MAX_VALUES])
+
+
+def _is_plain_tree(value: Any, depth: int, budget: list[int]) -> bool:
+    kind = type(value)
+    if kind in _SCALARS:
+        return True
+    if depth >= MAX_DEPTH or kind not in (dict, list, tuple):
+        return False
+    budget[0] -= len(value)
+    if budget[0] < 0:
+        return False
+    if kind is dict:
+        if not _STRINGS.issuperset(map(type, value)):
+            return False
+        value = value.values()
+    return _SCALARS.issuperset(map(type, value)) or all(
+        _is_plain_tree(item, depth + 1, budget) for item in list(value)
+    )
+
+
+class _Reducer:
+    """One pass over one value: the budget of values and the containers being walked."""
+
+    def __init__(self, default: Default | None) -> None:
+        self._default = default
+        self._left = MAX_VALUES
+        self._open: set[int] = set()
+
+    def reduce(self, value: Any, depth: int) -> Any:
+        """Return the plain form of `value`, whatever its class does when it is looked at."""
+        try:
+            return self._reduce(value, depth)
+        except Exception:
+            return _describe(value)
+
+    def _reduce(self, value: Any, depth: int) -> Any:
+        self._left -= 1
+        scalar = _scalar(value)
+        if scalar is not _NOT_SCALAR:
+            return scalar
+        if self._left < 0:
+            return "<more values than a line holds>"
+        if depth >= MAX_DEPTH:
+            return f"<nested deeper than {MAX_DEPTH} levels>"
+        if id(value) in self._open:
+            return "<refers to itself>"
+        self._open.add(id(value))
+        try:
+            return self._reduce_object(value, depth + 1)
+        finally:
+            self._open.discard(id(value))
+
+    def _reduce_object(self, value: Any, depth: int) -> Any:
+        if self._default is not None and not isinstance(value, (Mapping, list, tuple, Set, deque)):
+            try:
+                return self.reduce(self._default(value), depth)
+            except Exception:
+                pass  # the built-in rules are the answer for what the caller's function refuses
+        if isinstance(value, Mapping):
+            return self._object(value.items(), depth)
+        if isinstance(value, (list, tuple, Set, deque)):
+            return self._array(value, depth)
+        if isinstance(value, BaseException):
+            return {"type": type_name(value), "message": exception_text(value)}
+        fields = _fields_of(value)
+        if fields is not None:
+            return self._object(fields, depth)
+        if hasattr(value, "shape") and hasattr(value, "dtype") and hasattr(value, "tolist"):
+            return self._tensor(value, depth)
+        return _describe(value)
+
+    def _object(self, items: Any, depth: int) -> dict[str, Any]:
+        plain: dict[str, Any] = {}
+        for key, item in list(items):  # a copy: a `__repr__` below may change the original
+            if self._left < 0:
+                plain[_free_key("<more>", plain)] = "<more values than a line holds>"
+                break
+            plain[_free_key(_key_text(key), plain)] = self.reduce(item, depth)
+        return plain
+
+    def _array(self, items: Any, depth: int) -> list[Any]:
+        plain = []
+        for item in list(items):
+            plain.append(self.reduce(item, depth))
+            if self._left < 0:
+                break
+        return plain
+
+    def _tensor(self, value: Any, depth: int) -> Any:
+        shape = [int(size) for size in value.shape]
+        if math.prod(shape) <= MAX_ARRAY_VALUES:
+            content = value.tolist()
+            return _describe(value) if content is value else self.reduce(content, depth)
+        summary: dict[str, Any] = {"shape": shape, "dtype": _describe(value.dtype, str)}
+        try:
+            first = value.reshape(-1)[:FIRST_VALUES].tolist()
+        except Exception:
+            return summary  # sparse and other layouts without a flat view
+        return {**summary, "first": self.reduce(first, depth)}
+
+
+_NOT_SCALAR = object()
+
+
+def _scalar(value: Any) -> Any:
+    """Return the plain form of a value without parts, or `_NOT_SCALAR`."""
+    if value is None or value is True or value is False:
+        return value
+    if isinstance(value, enum.Enum):
+        member = value.value
+        return _NOT_SCALAR if isinstance(member, enum.Enum) else _enum_value(value, member)
+    if isinstance(value, str):
+        return _text(str.__str__(value))
+    if isinstance(value, int):
+        number = int.__index__(value)
+        return number if number.bit_length() <= MAX_INT_BITS else hex(number)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return _bytes_text(bytes(value))
+    if isinstance(value, (datetime.date, datetime.time)):
+        return _text(value.isoformat())
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, (decimal.Decimal, uuid.UUID)):
+        return _text(str(value))
+    if isinstance(value, os.PathLike):
+        path = os.fspath(value)
+        return _text(path) if isinstance(path, str) else _bytes_text(path)
+    if isinstance(value, type):
+        return _text(f"{value.__module__}.{value.__qualname__}")
+    return _NOT_SCALAR
+
+
+def _enum_value(member: enum.Enum, value: Any) -> Any:
+    plain = _scalar(value)
+    return _text(member.name) if plain is _NOT_SCALAR else plain
+
+
+def _text(text: str) -> str:
+    """Return text that UTF-8 can carry; lone surrogates become their visible escape."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+    return text if type(text) is str else str.__str__(text)
+
+
+def _bytes_text(content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return "base64:" + base64.b64encode(content).decode()
+
+
+def _key_text(key: Any) -> str:
+    if isinstance(key, str) and not isinstance(key, enum.Enum):
+        return _text(str.__str__(key))
+    try:
+        plain = _scalar(key)
+    except Exception:
+        return _describe(key)
+    if isinstance(plain, str):
+        return plain
+    if plain is _NOT_SCALAR:
+        return _describe(key)
+    return str(_encode(plain), "ascii")  # null, true, 1, 2.5: the spelling of json.dumps
+
+
+def _free_key(key: str, taken: dict[str, Any]) -> str:
+    while key in taken:  # 1 and "1" are two keys in Python and one in JSON
+        key += "_"
+    return key
+
+
+def _fields_of(value: Any) -> list[tuple[str, Any]] | None:
+    """Return the named fields of a dataclass, pydantic model, msgspec or attrs object, or None."""
+    kind = type(value)
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+    elif callable(getattr(kind, "model_dump", None)):
+        return list(value.model_dump().items())
+    elif isinstance(getattr(kind, "__struct_fields__", None), tuple):
+        names = list(kind.__struct_fields__)
+    elif isinstance(getattr(kind, "__attrs_attrs__", None), tuple):
+        names = [field.name for field in kind.__attrs_attrs__]
+    else:
+        return None
+    return [(name, _attribute(value, name)) for name in names]
+
+
+def _attribute(value: Any, name: str) -> Any:
+    try:
+        return getattr(value, name)
+    except Exception as error:
+        return f"<{type(error).__name__} on reading>"
+
+
+def _describe(value: Any, how: Callable[[Any], str] = repr) -> str:
+    """Return the `repr` of anything, cut to `MAX_REPR` characters; never raises."""
+    try:
+        text = _text(how(value))
+    except Exception:
+        return f"<unrepresentable {type_name(value)}>"
+    return text if len(text) <= MAX_REPR else text[:MAX_REPR] + "…"
+
+
+def type_name(value: Any) -> str:
+    """Return the qualified name of the value's class, without its module for built-ins."""
+    try:
+        kind = type(value)
+        module = kind.__module__
+        name = kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+        return _text(name)
+    except Exception:
+        return "object"
+
+
+def exception_text(error: BaseException) -> str:
+    """Return `str(error)`, or what stands for it where that raises."""
+    return _describe(error, str)
+
+
+# --- lines ----------------------------------------------------------------------------------------
+
+
+def encode_line(fields: Mapping[str, Any], default: Default | None = None) -> bytes:
+    """Return `fields` as one strict JSON object without a newline. Never raises.
+
+    Args:
+        fields: the members of the object. One that is named `non_finite` (with any number of
+            underscores behind it) gets one underscore more, since that name is taken.
+        default: as in `to_plain`.
+    """
+    plain = to_plain(fields, default)
+    if type(plain) is not dict:  # not a mapping after all, or one whose methods raise
+        plain = {"value": plain}
+    plain, line = _encoded(plain)
+    if _FAMILY in line:
+        plain = {_shifted(key): item for key, item in plain.items()}
+        line = _encode(plain)
+    if b"null" in line:
+        found = dict(_non_finite(plain, ""))
+        if found:
+            return _encode({**plain, NON_FINITE: found})
+    return line
+
+
+def encode_value(value: Any) -> bytes:
+    """Return any value as strict JSON, NaN and infinities as null. Never raises."""
+    return _encoded(to_plain(value))[1]
+
+
+def _encoded(plain: Any) -> tuple[Any, bytes]:
+    """Return a plain value as the encoder takes it, and its JSON."""
+    try:
+        return plain, _encode(plain)
+    except (UnicodeEncodeError, ValueError):
+        # A lone surrogate, or an integer of thousands of digits: found by the encoder for nothing,
+        # by us only at the price of looking at every string and number of every record.
+        plain = _Reducer(None).reduce(plain, 0)
+        return plain, _encode(plain)
+
+
+def decode_line(line: bytes | str) -> dict[str, Any]:
+    """Return the fields that `encode_line` was given, NaN and infinities included.
+
+    Raises:
+        ValueError: the line is not a strict JSON object.
+    """
+    try:
+        fields = _decode(line)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ValueError(f"not a line of strict JSON: {error}") from error
+    if type(fields) is not dict:
+        raise ValueError(f"not a JSON object but {type(fields).__name__}")
+    markers = fields.pop(NON_FINITE, None)
+    if markers is not None:
+        _restore(fields, markers)
+    if any(key.startswith(NON_FINITE) for key in fields):
+        fields = {_unshifted(key): item for key, item in fields.items()}
+    return fields
+
+
+def encode_document(fields: Mapping[str, Any]) -> bytes:
+    """Return `fields` as indented strict JSON with a final newline, for files that people read."""
+    return msgspec.json.format(encode_line(fields), indent=2) + b"\n"
+
+
+def _shifted(key: str) -> str:
+    return key + "_" if key.rstrip("_") == NON_FINITE else key
+
+
+def _unshifted(key: str) -> str:
+    return key[:-1] if key.endswith("_") and key.rstrip("_") == NON_FINITE else key
+
+
+def _non_finite(value: Any, pointer: str) -> Iterator[tuple[str, str]]:
+    kind = type(value)
+    if kind is float:
+        if not math.isfinite(value):
+            yield pointer, "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+    elif kind is dict:
+        for key, item in value.items():
+            if type(item) not in (str, int, bool, type(None)):
+                yield from _non_finite(item, f"{pointer}/{_escaped(key)}")
+    elif kind in (list, tuple):
+        for index, item in enumerate(value):
+            if type(item) not in (str, int, bool, type(None)):
+                yield from _non_finite(item, f"{pointer}/{index}")
+
+
+def _escaped(key: str) -> str:
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def _restore(fields: dict[str, Any], found: Any) -> None:
+    for pointer, name in found.items() if isinstance(found, dict) else ():
+        *parents, last = [
+            part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:]
+        ] or [""]
+        try:
+            place: Any = fields
+            for part in parents:
+                place = place[int(part) if isinstance(place, list) else part]
+            key: Any = int(last) if isinstance(place, list) else last
+            if place[key] is None:
+                place[key] = float(name)
+        except (KeyError, IndexError, TypeError, ValueError):
+            continue  # a pointer of somebody else's making: the null stays

@@ -1,0 +1,64 @@
+"""An exception as data: its type, text, notes, causes and groups, and its traceback as text."""
+
+from __future__ import annotations
+
+import builtins
+import traceback
+from types import TracebackType
+from typing import Any
+
+from foundry_log.encoding import exception_text, to_plain, type_name
+
+MAX_LINKS = 50
+"""Exceptions described in one tree of causes and groups; the text of the traceback has all."""
+
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
+
+_Group: Any = getattr(builtins, "BaseExceptionGroup", ())  # Python 3.11
+
+
+def traceback_text(error: BaseException) -> str:
+    """Return the traceback of `error` with its causes, groups and notes, as Python prints it.
+
+    It is that of the exception given, inside its `except` block or out of it. Never raises.
+    """
+    try:
+        return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    except Exception:  # a class whose attributes raise
+        return f"{type_name(error)}: {exception_text(error)}\n"
+
+
+def exception_data(error: BaseException) -> dict[str, Any]:
+    """Return `{"type", "message"}` and, where there are some, `notes`, `cause`, `context`, `group`.
+
+    `cause` is what `raise … from` named; `context` what was being handled, unless a cause or
+    `from None` hides it; `group` lists the members of an ExceptionGroup. Never raises.
+    """
+    return _Describer().describe(error)
+
+
+class _Describer:
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def describe(self, error: BaseException) -> dict[str, Any]:
+        data: dict[str, Any] = {"type": type_name(error), "message": exception_text(error)}
+        if id(error) in self._seen or len(self._seen) >= MAX_LINKS:
+            return data
+        self._seen.add(id(error))
+        try:
+            self._add_relatives(error, data)
+        except Exception:  # a class whose attributes raise: what is known so far stands
+            pass
+        return data
+
+    def _add_relatives(self, error: BaseException, data: dict[str, Any]) -> None:
+        notes = getattr(error, "__notes__", None)
+        if notes:
+            data["notes"] = to_plain(list(notes))
+        if error.__cause__ is not None:
+            data["cause"] = self.describe(error.__cause__)
+        elif error.__context__ is not None and not error.__suppress_context__:
+            data["context"] = self.describe(error.__context__)
+        if isinstance(error, _Group):
+            data["group"] = [self.describe(member) for member in error.exceptions]

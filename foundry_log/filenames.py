@@ -1,0 +1,104 @@
+"""The names of a rotated file's relatives: one grammar for writers, readers and pruning.
+
+run.jsonl                            the live file
+run.jsonl.1, run.jsonl.2             numbered, the stdlib's: 1 is the newest, and names shift
+run.20261121T062311123456Z.jsonl     stamped in UTC with microseconds: a name never changes
+.run.jsonl.lock                      held while one process rotates
+"""
+
+from __future__ import annotations
+
+import calendar
+import os
+import re
+import time
+
+_STAMP = re.compile(r"\d{8}T\d{6}\d{6}Z")
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f/\\:]")
+
+
+def lock_name(path: str) -> str:
+    """Return the path of the lock file beside `path`."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}.lock")
+
+
+def numbered_name(path: str, number: int) -> str:
+    """Return the stdlib's name of the rotated file `number`, 1 for the newest."""
+    return f"{path}.{number}"
+
+
+def stamped_name(path: str, seconds: float, after: str | None = None) -> str:
+    """Return the rotated name with the UTC time `seconds` since the epoch in it.
+
+    Args:
+        after: the newest stamped name so far; the new one sorts behind it even when the clock has
+            stepped back or two rotations share a microsecond.
+    """
+    micros = round(seconds * 1_000_000)
+    stem, suffix = os.path.splitext(path)
+    name = f"{stem}.{_stamp(micros)}{suffix}"
+    if after is not None and name <= after:
+        last = _stamp_of(after, path)
+        if last is not None:
+            name = f"{stem}.{_stamp(_micros(last) + 1)}{suffix}"
+    return name
+
+
+def rotated_files(path: str) -> list[str]:
+    """Return the existing rotated files of the live file `path`, oldest first.
+
+    Both grammars are found; numbered files, where there are both, count as the older.
+    """
+    folder, live = os.path.split(path)
+    try:
+        names = os.listdir(folder or ".")
+    except FileNotFoundError:
+        return []
+    numbered = [(number, name) for name in names if (number := _number_of(name, live)) is not None]
+    stamped = sorted(name for name in names if _stamp_of(name, live) is not None)
+    ordered = [name for _, name in sorted(numbered, reverse=True)] + stamped
+    return [os.path.join(folder, name) for name in ordered]
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it can stand as one component of a path, as an experiment's does.
+
+    Raises:
+        ValueError: it is empty, too long, `.` or `..`, or has a separator or control character.
+    """
+    if not name.strip() or name in (".", ".."):
+        raise ValueError(f"{name!r} names no directory; use letters, digits, '-', '_' and '.'")
+    unsafe = _UNSAFE.search(name)
+    if unsafe:
+        raise ValueError(
+            f"{name!r} has the character {unsafe.group()!r}, which would leave its directory or "
+            "break its file names; replace it, for example by '-'"
+        )
+    if len(os.fsencode(name)) > 200:
+        raise ValueError(f"{name[:20]!r}… has more than 200 bytes; use a shorter name")
+    return name
+
+
+def _number_of(name: str, live: str) -> int | None:
+    rest = name[len(live) + 1 :]
+    found = name.startswith(live + ".") and rest.isascii() and rest.isdigit() and rest[0] != "0"
+    return int(rest) if found else None
+
+
+def _stamp_of(name: str, live: str) -> str | None:
+    stem, suffix = os.path.splitext(live)
+    if not (name.startswith(stem + ".") and name.endswith(suffix)):
+        return None
+    stamp = name[len(stem) + 1 : len(name) - len(suffix)]
+    return stamp if _STAMP.fullmatch(stamp) else None
+
+
+def _stamp(micros: int) -> str:
+    second, fraction = divmod(micros, 1_000_000)
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(second))}{fraction:06d}Z"
+
+
+def _micros(stamp: str) -> int:
+    second = calendar.timegm(time.strptime(stamp[:15], "%Y%m%dT%H%M%S"))
+    return second * 1_000_000 + int(stamp[15:21])

@@ -1,0 +1,313 @@
+"""Formatters: one record to one line of strict JSON, or to a line for people."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TextIO
+
+from pythonjsonlogger.core import RESERVED_ATTRS, BaseJsonFormatter
+
+from foundry_log.clock import timestamp
+from foundry_log.encoding import encode_line, encode_value, to_plain
+from foundry_log.exception_data import exception_data
+from foundry_log.records import ENTRY, context_of, message_of
+
+BASE_FIELDS = (
+    "experiment",
+    "git_hash",
+    "device",
+    "rank",
+    "local_rank",
+    "world_size",
+    "host",
+)
+"""Context that is the same in every record of a run, which people need not read on each line."""
+
+_STANDARD = frozenset(RESERVED_ATTRS)
+
+
+class JsonFormatter(BaseJsonFormatter):
+    """One line of strict JSON: `{"timestamp", "level", "logger", "message", "context"}`.
+
+    `exception` (type, message, notes, cause, context, group, traceback) and `stack_info` are added
+    where the record has them. Time stamps are RFC 3339 in UTC with microseconds. Values of any kind
+    are written as `foundry_log.encoding.to_plain` says; formatting never raises.
+
+    It is a python-json-logger formatter: that library's options keep their meaning and subclasses
+    may override `add_fields`, `process_log_record` and `formatException`. The options of its single
+    encoders (`json_indent` and the like) do not exist, apart from `json_default`.
+
+    Args:
+        fmt: None for the fields above. Otherwise the record's attributes to write, in order, in
+            any of the styles; context and exception follow where there are some, so nothing that
+            was logged is lost by a format that does not name it.
+        datefmt: `strftime` format of `asctime`, in local time; None for RFC 3339 in UTC.
+        style: `%`, `{`, `$`, or `,` for a comma-separated list.
+        validate: whether `fmt` is checked against the style.
+        context_key: the member that holds the context; None writes its fields side by side with
+            the others, where a name that is taken gets an underscore behind it.
+        caller: add `caller`, an object of `file`, `line` and `function`.
+        json_default: asked first for objects that JSON has no form for.
+        prefix, rename_fields, rename_fields_keep_missing, static_fields, reserved_attrs, timestamp,
+            defaults, exc_info_as_array, stack_info_as_array: as in python-json-logger.
+    """
+
+    def __init__(
+        self,
+        fmt: str | Sequence[str] | None = None,
+        datefmt: str | None = None,
+        style: str = "%",
+        validate: bool = True,
+        *,
+        context_key: str | None = "context",
+        caller: bool = False,
+        json_default: Callable[[Any], Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(fmt, datefmt, style, validate, **options)
+        self.context_key = context_key
+        self.caller = caller
+        self.json_default = json_default
+        self._default_layout = fmt is None
+        if fmt is None:  # the stdlib's default format, "%(message)s", is not what None means here
+            self._required_fields = []
+        self._hidden = frozenset(self.reserved_attrs) - _STANDARD
+        self._shown = _STANDARD - frozenset(self.reserved_attrs)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of `record`, without a newline."""
+        given = record.msg.copy() if isinstance(record.msg, dict) else {}
+        log_data: dict[str, Any] = {}
+        self.add_fields(log_data, record, given)
+        return self.serialize_log_record(self.process_log_record(log_data))
+
+    def add_fields(
+        self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
+    ) -> None:
+        """Fill `log_data` from the record; `message_dict` is a dict logged in place of text."""
+        if message_dict:
+            message, behind = str(to_plain(message_dict.pop("message", ""))), ""
+        else:
+            message, behind = message_of(record)
+        context = self._context(record, message_dict)
+        log_data.update(self.defaults)
+        log_data.update(self._layout(record, message, context))
+        log_data.update(self.static_fields)
+        self._add_context(log_data, context)
+        self._add_exception(log_data, record, behind)
+        if self.rename_fields:
+            self._rename(log_data)
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """Return the record's time: RFC 3339 in UTC, or as `datefmt` says in local time."""
+        return super().formatTime(record, datefmt) if datefmt else timestamp(record.created)
+
+    def jsonify_log_record(self, log_data: Mapping[str, Any]) -> str:
+        """Return the fields as one line of strict JSON."""
+        return encode_line(log_data, self.json_default).decode()
+
+    def _context(self, record: logging.LogRecord, given: dict[str, Any]) -> dict[str, Any]:
+        context = {**context_of(record), **given}
+        for name in self._hidden:
+            context.pop(name, None)
+        for name in self._shown:
+            if name in record.__dict__:
+                context[name] = record.__dict__[name]
+        return context
+
+    def _layout(
+        self, record: logging.LogRecord, message: str, context: dict[str, Any]
+    ) -> dict[str, Any]:
+        if self._default_layout:
+            fields: dict[str, Any] = {
+                "timestamp": timestamp(record.created),
+                "level": record.levelname,
+                "logger": record.name,
+                "message": message,
+            }
+        else:
+            fields = self._named_fields(record, message, context)
+        if self.caller:
+            fields["caller"] = {
+                "file": record.pathname,
+                "line": record.lineno,
+                "function": record.funcName,
+            }
+        return fields
+
+    def _named_fields(
+        self, record: logging.LogRecord, message: str, context: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return the fields that `fmt` names, and take those that are context out of it."""
+        known = {**record.__dict__, "message": message}
+        if "asctime" in self._required_fields:
+            known["asctime"] = self.formatTime(record, self.datefmt)
+        fields = {}
+        for name in self._required_fields:
+            fields[name] = context.pop(name) if name in context else known.get(name)
+        if self.timestamp:
+            key = self.timestamp if isinstance(self.timestamp, str) else "timestamp"
+            fields[key] = timestamp(record.created)
+        return fields
+
+    def _add_context(self, log_data: dict[str, Any], context: dict[str, Any]) -> None:
+        if self.context_key is not None:
+            if context or self._default_layout:
+                log_data[self.context_key] = context
+            return
+        for name, value in context.items():
+            while name in log_data:
+                name += "_"
+            log_data[name] = value
+
+    def _add_exception(
+        self, log_data: dict[str, Any], record: logging.LogRecord, behind: str
+    ) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and record.exc_info is not None:
+            text: Any = self.formatException(record.exc_info)
+            log_data["exception"] = {**exception_data(error), "traceback": text}
+        elif record.exc_text or behind:
+            text = record.exc_text or behind
+            log_data["exception"] = {
+                "traceback": text.splitlines() if self.exc_info_as_array else text
+            }
+        if record.stack_info:
+            log_data["stack_info"] = self.formatStack(record.stack_info)
+
+    def _rename(self, log_data: dict[str, Any]) -> None:
+        renamed = {self._get_rename(name): value for name, value in log_data.items()}
+        if self.rename_fields_keep_missing:
+            renamed = {**renamed, **dict.fromkeys(set(self.rename_fields.values()) - set(renamed))}
+        log_data.clear()
+        log_data.update(renamed)
+
+
+class EntryFormatter(logging.Formatter):
+    """The line of a record that carries an entry: `{"timestamp", …the entry's fields}`.
+
+    This is what `metrics.jsonl` and `errors.jsonl` hold.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the entry with the record's time stamp, without a newline."""
+        entry = record.__dict__[ENTRY]
+        return encode_line({"timestamp": timestamp(record.created), **entry}).decode()
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_RESET = "\x1b[0m"
+_DIM = "\x1b[2m"
+_LEVEL_COLORS = (  # from this level on
+    (logging.CRITICAL, "\x1b[1;37;41m"),
+    (logging.ERROR, "\x1b[31m"),
+    (logging.WARNING, "\x1b[33m"),
+    (logging.INFO, "\x1b[32m"),
+)
+
+
+class ConsoleFormatter(logging.Formatter):
+    """A line for people: time, level, logger, message, then the short context as `key=value`.
+
+    Tracebacks follow, indented. Control characters are shown as escapes and further lines of a
+    message are indented, so that no message can colour, erase or forge a line.
+
+    Args:
+        fmt: a format of the stdlib's in place of time, level, logger and message; None for those.
+        datefmt: `strftime` format of the time, in local time.
+        style: of `fmt`: `%`, `{` or `$`.
+        colors: True, False, or None for: where `stream` is a terminal and NO_COLOR is not set.
+        stream: whose terminal counts; None for standard error.
+        hide: context that is not shown, by default what is the same on every line of a run.
+    """
+
+    def __init__(
+        self,
+        fmt: str | None = None,
+        datefmt: str | None = "%H:%M:%S",
+        style: Any = "%",
+        validate: bool = True,
+        *,
+        colors: bool | None = None,
+        stream: TextIO | None = None,
+        hide: Collection[str] = BASE_FIELDS,
+    ) -> None:
+        super().__init__(fmt, datefmt, style, validate)
+        self._own_layout = fmt is None
+        self._colors = colors
+        self._stream = stream
+        self._hide = frozenset(hide)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line or lines of `record`, without a final newline."""
+        colored = self._is_colored()
+        message, behind = message_of(record)
+        line = self._head(record, message, colored)
+        shown = " ".join(
+            f"{_safe(str(name))}={_short(value)}"
+            for name, value in context_of(record).items()
+            if name not in self._hide
+        )
+        if shown:
+            line += f"  {_DIM}{shown}{_RESET}" if colored else f"  {shown}"
+        details = [behind or record.exc_text or "", record.stack_info or ""]
+        if record.exc_info and record.exc_info[1] is not None:
+            details[0] = self.formatException(record.exc_info)
+        return "\n".join([line, *(_indented(text) for text in details if text)])
+
+    def _head(self, record: logging.LogRecord, message: str, colored: bool) -> str:
+        first, newline, rest = message.partition("\n")
+        record.message = _safe(first) + (newline and newline + _indented(rest))
+        if not self._own_layout:
+            if self.usesTime():
+                record.asctime = self.formatTime(record, self.datefmt)
+            return self.formatMessage(record)
+        level = f"{_safe(record.levelname):<8}"
+        if colored:
+            level = f"{_color_of(record.levelno)}{level}{_RESET}"
+        time = self.formatTime(record, self.datefmt)
+        return f"{time} {level} {_safe(record.name)}: {record.message}"
+
+    def _is_colored(self) -> bool:
+        if self._colors is not None:
+            return self._colors
+        if os.environ.get("NO_COLOR"):
+            return False
+        stream = self._stream or sys.stderr
+        try:
+            return bool(stream.isatty())
+        except (AttributeError, ValueError):  # replaced by something simpler, or closed
+            return False
+
+
+def _color_of(level: int) -> str:
+    return next((color for least, color in _LEVEL_COLORS if level >= least), _DIM)
+
+
+def _safe(text: str) -> str:
+    """Return one line of text without control characters, tabs excepted."""
+    return _CONTROL.sub(_escape, text).replace("\n", "\\n")
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found.group().encode("unicode_escape").decode()
+
+
+def _indented(text: str) -> str:
+    return "\n".join("    " + _safe(line) for line in text.rstrip("\n").split("\n"))
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    plain = to_plain(value)
+    if isinstance(plain, str):
+        text = plain if plain and " " not in plain else f'"{plain}"'
+    else:
+        text = encode_value(plain).decode()
+    text = _safe(text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,267 @@
+"""The stdlib's rotating file handler for whole lines, safe for many processes."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import time
+from collections import Counter
+from typing import Any
+
+from foundry_log import filenames, locks
+from foundry_log.append_file import AppendFile
+from foundry_log.formatters import JsonFormatter
+from foundry_log.handlers.losses import CountsLosses, cause_of
+from foundry_log.schedule import Schedule
+
+_LOOK_EVERY_S = 1.0
+_RETRY_ROTATION_S = 10.0
+
+
+class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
+    """Appends each record as one line, which stands in the file when the logging call returns.
+
+    A drop-in for `logging.handlers.RotatingFileHandler`: the same first parameters, `namer`,
+    `rotator` and overridable methods. Any number of threads and of processes of one host may write
+    the same local file; each line is one `write`, and what a killed process left of a line never
+    touches another. Sizes are bytes. One writer never exceeds `maxBytes`, but for a single record
+    that is larger; n concurrent writers exceed it by at most n records. A missing directory is
+    made. Records that cannot be written are counted in `losses` and reported once per cause.
+
+    Without a formatter it writes the lines of `JsonFormatter()`; any formatter will do.
+
+    Args:
+        filename: the live file.
+        mode: `a`; `w` empties the file at the first opening, `x` refuses one that is there. With
+            rotation it is always `a`, as in the stdlib.
+        maxBytes: size at which the file is rotated; 0 never rotates by size.
+        backupCount: rotated files that are kept. 0 with the stdlib's names never rotates, as in the
+            stdlib; with `stable_names` it keeps them all.
+        encoding: of the text; None for UTF-8. It must write ASCII as ASCII.
+        delay: open the file at the first record instead of now.
+        errors: how text that the encoding lacks is written; None for `backslashreplace`.
+        stable_names: rotated files carry a UTC stamp (`run.20261121T062311123456Z.jsonl`) and are
+            never renamed again, in place of `.1`, `.2`, … which shift.
+        max_age_days: rotated files last written longer ago are removed at the next rotation; None
+            for never.
+        when, interval, utc: rotate by time too; see `foundry_log.schedule.Schedule`. None for no.
+        permissions: of new files, before the umask.
+        fsync: wait for the device after each record, so that it survives a loss of power too.
+
+    Raises:
+        OSError: without `delay`, the file cannot be opened.
+        ValueError: a parameter is out of range.
+    """
+
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        mode: str = "a",
+        maxBytes: int = 0,
+        backupCount: int = 0,
+        encoding: str | None = None,
+        delay: bool = False,
+        errors: str | None = None,
+        *,
+        stable_names: bool = False,
+        max_age_days: float | None = None,
+        when: str | None = None,
+        interval: int = 1,
+        utc: bool = False,
+        permissions: int = 0o640,
+        fsync: bool = False,
+    ) -> None:
+        _check_numbers(mode, maxBytes, backupCount, max_age_days)
+        encoding = encoding or "utf-8"
+        if "{\n".encode(encoding) != b"{\n":
+            raise ValueError(f"encoding={encoding!r} does not keep ASCII; use 'utf-8'")
+        self._schedule = Schedule(when, interval, utc) if when else None
+        self._rotates = bool(maxBytes or when) and (stable_names or backupCount > 0)
+        if self._rotates:
+            mode = "a"
+        self._file = AppendFile(
+            os.fspath(filename),
+            permissions=permissions,
+            truncate=mode == "w",
+            exclusive=mode == "x",
+        )
+        super().__init__(filename, mode, maxBytes, backupCount, encoding, True, errors)
+        self.failed_rotations: Counter[str] = Counter()
+        self.stable_names = stable_names
+        self.max_age_days = max_age_days
+        self._permissions = permissions
+        self._fsync = fsync
+        self._due_at = float("inf")
+        self._no_rotation_before = 0.0
+        self._asks = type(self).shouldRollover is not RotatingJsonlHandler.shouldRollover
+        if not delay:
+            self._open_file()
+
+    # --- a record to the file ---
+
+    def handle(self, record: logging.LogRecord) -> Any:
+        """Filter and emit; unlike the stdlib's, filters and formatters run outside the lock."""
+        passed: Any = self.filter(record)
+        if passed:
+            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
+        return passed
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record's line; what goes wrong is counted, never raised."""
+        try:
+            text = self.format(record) + self.terminator
+            line = text.encode(self.encoding or "utf-8", self.errors or "backslashreplace")
+            self.acquire()
+            try:
+                self._write(line, record)
+            finally:
+                self.release()
+        except Exception:
+            self.handleError(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's line, without the newline."""
+        return (self.formatter or _DEFAULT_FORMATTER).format(record)
+
+    def _write(self, line: bytes, record: logging.LogRecord) -> None:
+        if not self._file.is_open:
+            self._open_file()
+        elif self._file.moved(every_s=_LOOK_EVERY_S):
+            self._follow()
+        if self._asks or "shouldRollover" in self.__dict__:
+            due = bool(self.shouldRollover(record))
+        else:
+            due = self._rotates and self._is_due(len(line))
+        if due:
+            self._roll(record)
+        self._file.append(line)
+        if self._fsync:
+            self._file.sync()
+
+    # --- rotation ---
+
+    def shouldRollover(self, record: logging.LogRecord) -> bool:
+        """Return whether the file is rotated before `record` is written; for overriding."""
+        if not self._rotates:
+            return False
+        if not self._file.is_open:
+            self._open_file()
+        return self._is_due(len((self.format(record) + self.terminator).encode()))
+
+    def doRollover(self) -> None:
+        """Rotate now, unless another process just has; then write on in the new file.
+
+        Raises:
+            OSError: a file cannot be renamed or opened; the old one is written on.
+        """
+        if not self._file.is_open:
+            self._open_file()
+        if not self._file.is_regular:
+            return
+        lock = filenames.lock_name(self.baseFilename)
+        with locks.exclusive_file(lock, self._permissions):
+            if not self._file.moved():
+                self._archive()
+            self._follow()
+            self._prune()
+
+    def _is_due(self, incoming: int) -> bool:
+        file = self._file
+        if not file.is_regular or file.size == 0:
+            return False  # an empty file is never rotated, however large the record
+        if self.maxBytes > 0 and file.size + incoming > self.maxBytes:
+            return True
+        return time.time() >= self._due_at
+
+    def _roll(self, record: logging.LogRecord) -> None:
+        """Rotate, or report that it failed and write on: a record is never lost to a rename."""
+        if time.monotonic() < self._no_rotation_before:
+            return
+        try:
+            self.doRollover()
+        except OSError as error:
+            self._no_rotation_before = time.monotonic() + _RETRY_ROTATION_S
+            cause = cause_of(error)
+            self.failed_rotations[cause] += 1
+            if self.failed_rotations[cause] == 1:
+                logging.Handler.handleError(self, record)
+
+    def _archive(self) -> None:
+        if self.stable_names:
+            older = filenames.rotated_files(self.baseFilename)
+            name = filenames.stamped_name(
+                self.baseFilename, time.time(), after=older[-1] if older else None
+            )
+            self.rotate(self.baseFilename, self.rotation_filename(name))
+            return
+        for number in range(self.backupCount - 1, -1, -1):
+            source = self._numbered(number) if number else self.baseFilename
+            if os.path.exists(source):
+                target = self._numbered(number + 1)
+                if os.path.exists(target):
+                    os.remove(target)
+                self.rotate(source, target)
+
+    def _numbered(self, number: int) -> str:
+        return self.rotation_filename(filenames.numbered_name(self.baseFilename, number))
+
+    def _prune(self) -> None:
+        """Remove rotated files beyond the count or the age, except those that are written still."""
+        rotated = filenames.rotated_files(self.baseFilename)
+        surplus = set(rotated[: -self.backupCount]) if self.backupCount else set()
+        if self.max_age_days is not None:
+            oldest = time.time() - self.max_age_days * 86_400
+            surplus.update(path for path in rotated if _last_written(path) < oldest)
+        for path in surplus:
+            if not locks.in_use(path):
+                try:
+                    os.remove(path)
+                except FileNotFoundError:
+                    pass  # another process has pruned it
+
+    # --- the file ---
+
+    def _open_file(self) -> None:
+        self._file.open()
+        self._set_due()
+
+    def _follow(self) -> None:
+        self._file.reopen()
+        self._set_due()
+
+    def _set_due(self) -> None:
+        if self._schedule is not None and self._file.is_regular:
+            started = _last_written(self.baseFilename) if self._file.size else time.time()
+            self._due_at = self._schedule.next_boundary(started)
+
+    def flush(self) -> None:
+        """Do nothing: every record was written when its call returned."""
+
+    def close(self) -> None:
+        """Close the file and report losses; a later record opens it again. Idempotent."""
+        self.acquire()
+        try:
+            self._file.close()
+        finally:
+            self.release()
+        super().close()
+
+
+_DEFAULT_FORMATTER = JsonFormatter()
+
+
+def _last_written(path: str) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except FileNotFoundError:
+        return time.time()
+
+
+def _check_numbers(mode: str, max_bytes: int, backups: int, age: float | None) -> None:
+    if mode not in ("a", "w", "x"):
+        raise ValueError(f"mode={mode!r} does not append text; use 'a', 'w' or 'x'")
+    if max_bytes < 0 or backups < 0:
+        raise ValueError(f"maxBytes={max_bytes} and backupCount={backups} must be 0 or more")
+    if age is not None and age <= 0:
+        raise ValueError(f"max_age_days={age} must be above 0, or None to keep files for ever")

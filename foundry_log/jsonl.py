@@ -1,0 +1,170 @@
+"""Reading JSON Lines: through rotation, past torn lines, from the end, and only what is new."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any, BinaryIO
+
+from foundry_log.encoding import decode_line
+from foundry_log.filenames import rotated_files
+
+_BLOCK = 65_536
+_LOOKS = 20
+
+
+class JsonlReader:
+    """The entries of a file and of its rotated files, oldest first.
+
+    Iterating reads a snapshot: what stood in the files when the iteration began, also while they
+    are written and rotated. Each entry is a dict, NaN and infinities restored. A line that is not a
+    JSON object (a fragment that a killed writer left) is skipped and counted; so is a last line
+    without a newline. No file at all is an empty history.
+
+    One line is in memory at a time. Iterate as often as you like, one iteration at a time.
+
+    Args:
+        path: the live file.
+        rotated: read its rotated files too.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, rotated: bool = True) -> None:
+        self.path = os.path.abspath(path)
+        self.rotated = rotated
+        self.skipped = 0
+        """Lines skipped in the latest iteration so far; blank lines do not count."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.skipped = 0
+        with ExitStack() as files:
+            for file in _opened(self.path, self.rotated, files):
+                yield from self._entries(file, os.fstat(file.fileno()).st_size)
+
+    def _entries(self, file: BinaryIO, end: int) -> Iterator[dict[str, Any]]:
+        for line in file:
+            end -= len(line)
+            if end < 0:
+                return  # written since the iteration began
+            entry = _entry(line)
+            if entry is not None:
+                yield entry
+            elif line.strip():
+                self.skipped += 1
+
+
+def read_jsonl(path: str | os.PathLike[str], *, rotated: bool = True) -> JsonlReader:
+    """Return a reader of the JSON Lines file `path`; see `JsonlReader`."""
+    return JsonlReader(path, rotated=rotated)
+
+
+def tail_jsonl(path: str | os.PathLike[str], count: int) -> list[dict[str, Any]]:
+    """Return the last `count` entries, newest first, reading the files from their ends.
+
+    Costs what the entries cost, whatever the length of the files. Torn lines are skipped.
+    """
+    entries: list[dict[str, Any]] = []
+    with ExitStack() as files:
+        for file in reversed(_opened(os.path.abspath(path), True, files)):
+            for line in _lines_from_end(file):
+                if len(entries) >= count:
+                    return entries
+                entry = _entry(line)
+                if entry is not None:
+                    entries.append(entry)
+    return entries
+
+
+class JsonlCursor:
+    """Reads on where it stopped: each `advance` gives the entries that are new since the last.
+
+    It follows rotation as long as the rotated files are there, and starts anew with a file that
+    became shorter. Not thread-safe.
+
+    Args:
+        path: the live file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = os.path.abspath(path)
+        self._offsets: dict[tuple[int, int], int] = {}
+
+    def advance(self, take: Callable[[dict[str, Any]], None]) -> None:
+        """Call `take` with each entry that is complete and was not given before, oldest first."""
+        offsets: dict[tuple[int, int], int] = {}
+        with ExitStack() as files:
+            for file in _opened(self._path, True, files):
+                status = os.fstat(file.fileno())
+                identity = (status.st_dev, status.st_ino)
+                offset = self._offsets.get(identity, 0)
+                if offset > status.st_size:
+                    offset = 0
+                offsets[identity] = self._read(file, offset, take)
+        self._offsets = offsets
+
+    def _read(self, file: BinaryIO, offset: int, take: Callable[[dict[str, Any]], None]) -> int:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                break  # being written, or torn: seen whole next time, or never
+            offset += len(line)
+            entry = _entry(line)
+            if entry is not None:
+                take(entry)
+        return offset
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """Return the object of a complete line, or None."""
+    try:
+        return decode_line(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+
+
+def _opened(path: str, rotated: bool, files: ExitStack) -> list[BinaryIO]:
+    """Return the files of a history, oldest first, each once although they may rotate meanwhile.
+
+    Names shift under rotation, inodes do not: look until two looks agree.
+    """
+    found: dict[tuple[int, int], BinaryIO] = {}
+    order: list[tuple[int, int]] = []
+    for _ in range(_LOOKS):
+        before, order = order, []
+        for name in [*(rotated_files(path) if rotated else []), path]:
+            try:
+                status = os.stat(name)
+                if (status.st_dev, status.st_ino) not in found:
+                    file = open(name, "rb")
+                    status = os.fstat(file.fileno())
+                    found.setdefault((status.st_dev, status.st_ino), files.enter_context(file))
+            except FileNotFoundError:
+                continue
+            order.append((status.st_dev, status.st_ino))
+        if order == before:
+            break
+    return [found[identity] for identity in dict.fromkeys(order)]
+
+
+def _lines_from_end(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the complete lines of a file, last first."""
+    position = file.seek(0, os.SEEK_END)
+    pieces: list[bytes] = []  # of the line whose beginning is not read yet, its end first
+    is_complete = False  # what stands behind the last newline of the file is not
+    while position > 0:
+        size = min(_BLOCK, position)
+        position -= size
+        file.seek(position)
+        first, *lines = file.read(size).split(b"\n")
+        for line in reversed(lines):
+            pieces.append(line)
+            if is_complete:
+                yield b"".join(reversed(pieces)) + b"\n"
+            pieces = []
+            is_complete = True
+        pieces.append(first)
+    if is_complete:
+        yield b"".join(reversed(pieces)) + b"\n"

@@ -1,0 +1,162 @@
+"""MetricsLogger: one line of JSON for each training step, and questions to the history."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from foundry_log.dict_config import MEBIBYTE
+from foundry_log.encoding import encode_value, to_plain
+from foundry_log.formatters import EntryFormatter
+from foundry_log.handlers.rotating_jsonl import RotatingJsonlHandler
+from foundry_log.jsonl import JsonlCursor, read_jsonl
+from foundry_log.records import entry_record
+from foundry_log.running_stats import RunningStats
+
+_log = logging.getLogger("foundry_log.metrics")
+
+
+class MetricsLogger:
+    """Writes the metrics of a run to `<output_dir>/metrics.jsonl`.
+
+    A line stands in the file when the call returns, whatever levels, `logging.disable` or somebody's
+    `dictConfig` do: the logger owns its file. The same record is then offered to the logger
+    `foundry_log.metrics.<experiment>`, which does not propagate; put a handler there to send
+    metrics elsewhere. Its record carries the line's fields as `record.foundry_entry`.
+
+    NaN and infinities are written as null with their names beside them, and read back as floats.
+    Safe from several threads, and from several processes that write the same file. Calls never
+    raise; what could not be written is counted in `losses` and reported once per cause.
+
+    Args:
+        experiment_name: of the run.
+        output_dir: of the file; made if it is missing.
+        max_size_mb: MiB (2^20 bytes) at which the file is rotated, under a name with the time in
+            it. Rotated files are read with the live one, and never removed.
+    """
+
+    def __init__(
+        self,
+        experiment_name: str,
+        output_dir: str | os.PathLike[str],
+        *,
+        max_size_mb: float = 100,
+    ) -> None:
+        self.experiment_name = experiment_name
+        self.output_dir = Path(output_dir)
+        self.metrics_file = self.output_dir / "metrics.jsonl"
+        self._handler = owned_handler(self.metrics_file, max_size_mb)
+        self._sinks = logging.getLogger(f"{_log.name}.{experiment_name}")
+        self._sinks.propagate = False
+        self._index = _Index(self.metrics_file)
+
+    @property
+    def losses(self) -> Mapping[str, int]:
+        """Lines that could not be written, by cause."""
+        return self._handler.losses
+
+    def log_step(self, step: int, epoch: int, metrics: Mapping[str, Any]) -> None:
+        """Write `{"timestamp", "step", "epoch", "metrics"}` and log `Step …` at INFO.
+
+        Args:
+            step: number of the optimizer step.
+            epoch: number of the epoch.
+            metrics: name to number, or to anything that JSON can be made of; scalars of numpy and
+                torch become numbers.
+        """
+        plain = to_plain(metrics)
+        self._write(f"Step {step}", {"step": step, "epoch": epoch, "metrics": plain})
+        if _log.isEnabledFor(logging.INFO):
+            _log.info("Step %s: %s", step, _listed(plain), stacklevel=2)
+
+    def log_epoch_summary(self, epoch: int, summary: Mapping[str, Any]) -> None:
+        """Write `{"timestamp", "epoch", "summary"}` and log `Epoch …` at INFO."""
+        plain = to_plain(summary)
+        self._write(f"Epoch {epoch}", {"epoch": epoch, "summary": plain})
+        if _log.isEnabledFor(logging.INFO):
+            _log.info("Epoch %s: %s", epoch, _listed(plain), stacklevel=2)
+
+    def get_metrics_history(self) -> list[dict[str, Any]]:
+        """Return all entries of the file and of its rotated files, oldest first."""
+        return list(read_jsonl(self.metrics_file))
+
+    def get_metrics_for_steps(self, start: int, end: int) -> list[dict[str, Any]]:
+        """Return the entries of the steps from `start` to `end`, both included, oldest first."""
+        return [
+            entry
+            for entry in read_jsonl(self.metrics_file)
+            if isinstance(entry.get("step"), (int, float)) and start <= entry["step"] <= end
+        ]
+
+    def compute_statistics(self, metric_name: str) -> dict[str, float]:
+        """Return `count`, `mean`, `min`, `max`, `std` over the finite values of a metric.
+
+        Values of the whole history count, also of earlier processes. The first question reads the
+        files, later ones only what has been added. `std` is the sample standard deviation, 0.0 for
+        one value. Empty for a metric without finite values.
+        """
+        return self._index.statistics(metric_name)
+
+    def close(self) -> None:
+        """Close the file; a later line opens it again."""
+        self._handler.close()
+
+    def _write(self, message: str, entry: dict[str, Any]) -> None:
+        record = entry_record(self._sinks.name, logging.INFO, message, entry)
+        self._handler.handle(record)
+        if self._sinks.handlers:
+            self._sinks.handle(record)
+
+
+def owned_handler(path: Path, max_size_mb: float) -> RotatingJsonlHandler:
+    """Return a handler of entries for the one object that calls it; its directory is made."""
+    handler = RotatingJsonlHandler(
+        path, maxBytes=int(max_size_mb * MEBIBYTE), stable_names=True, delay=True
+    )
+    handler.setFormatter(EntryFormatter())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        pass  # each line tries again, and the first that fails is reported
+    return handler
+
+
+class _Index:
+    """Statistics of each metric, brought up to date from the file when asked."""
+
+    def __init__(self, path: Path) -> None:
+        self._cursor = JsonlCursor(path)
+        self._stats: dict[str, RunningStats] = {}
+        self._lock = threading.Lock()  # guards both
+
+    def statistics(self, name: str) -> dict[str, float]:
+        with self._lock:
+            self._cursor.advance(self._take)
+            stats = self._stats.get(name)
+            return stats.summary() if stats else {}
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        metrics = entry.get("metrics")
+        if not isinstance(metrics, dict):
+            return
+        for name, value in metrics.items():
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                self._stats.setdefault(name, RunningStats()).add(value)
+
+
+def _listed(values: Any) -> str:
+    if not isinstance(values, dict):
+        return encode_value(values).decode()
+    return ", ".join(f"{name}={_number(value)}" for name, value in values.items())
+
+
+def _number(value: Any) -> str:
+    """Return four decimals; of a number too small for them, four in exponent form."""
+    if isinstance(value, float):
+        return f"{value:.4e}" if 0 < abs(value) < 0.001 else f"{value:.4f}"
+    return str(value) if isinstance(value, (int, str)) else encode_value(value).decode()

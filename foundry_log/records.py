@@ -1,0 +1,96 @@
+"""What this package puts on a `LogRecord`, and how it is read back.
+
+A structured record's `msg` is text: the JSON of `{"message", "context"}`, so that any formatter of
+anybody shows it. What *our* formatters read is not that text but three attributes, because text can
+be written by anyone: parsing it would let `logger.info(user_input)` forge context.
+
+    foundry_message   str, the message alone
+    foundry_context   dict of plain JSON values: adapter, scope and call merged
+    foundry_text      the text `msg` was given; while `msg` is still that, the two above count
+
+A record of `metrics.jsonl` or `errors.jsonl` has `foundry_entry`, the dict of its line.
+
+Attributes are plain data, so records pickle and copy like any other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from pythonjsonlogger.core import RESERVED_ATTRS
+
+from foundry_log.context import bound_fields
+from foundry_log.encoding import encode_line, encode_value, to_plain
+
+MESSAGE = "foundry_message"
+CONTEXT = "foundry_context"
+TEXT = "foundry_text"
+ENTRY = "foundry_entry"
+
+RESERVED = frozenset({*RESERVED_ATTRS, "taskName", MESSAGE, CONTEXT, TEXT, ENTRY})
+"""Attributes of a record that are not context: the stdlib's and ours."""
+
+
+def structured(message: str, context: Mapping[str, Any], as_json: bool = True) -> dict[str, Any]:
+    """Return the `extra` that makes a record structured; its text is under `TEXT`.
+
+    Args:
+        message: finished text.
+        context: any values under string keys; reduced to plain ones here, once.
+        as_json: False leaves the text the bare message.
+    """
+    plain = to_plain(context)
+    text = message
+    if as_json:
+        text = encode_line({"message": message, "context": plain}).decode()
+    return {MESSAGE: message, CONTEXT: plain, TEXT: text}
+
+
+def entry_record(name: str, level: int, message: str, entry: dict[str, Any]) -> logging.LogRecord:
+    """Return a complete record, made by the process's record factory, that carries `entry`."""
+    record = logging.getLogRecordFactory()(name, level, "", 0, message, (), None)
+    record.__dict__[ENTRY] = entry
+    return record
+
+
+def message_of(record: logging.LogRecord) -> tuple[str, str]:
+    """Return the message of any record, and text that a `QueueHandler` has put behind it.
+
+    `QueueHandler.prepare` appends the traceback and the stack to the text and takes them off the
+    record; behind a structured message they are found again. A `msg` that somebody replaced, a
+    redacting filter for one, counts as it stands. Never raises: arguments that do not fit the
+    format are shown behind it.
+    """
+    text = record.__dict__.get(TEXT)
+    if text is not None and isinstance(record.msg, str):
+        if record.msg == text:
+            return record.__dict__[MESSAGE], ""
+        if record.msg.startswith(text + "\n"):
+            return record.__dict__[MESSAGE], record.msg[len(text) + 1 :]
+    return formatted(record.msg, record.args), ""
+
+
+def formatted(message: object, arguments: Any) -> str:
+    """Return `message % arguments` as the stdlib does, and both side by side where they clash."""
+    try:
+        return str(message) % arguments if arguments else str(message)
+    except Exception:
+        shown = message if isinstance(message, str) else encode_value(message).decode()
+        return f"{shown} {encode_value(arguments).decode()}" if arguments else shown
+
+
+def context_of(record: logging.LogRecord) -> dict[str, Any]:
+    """Return the context of any record: what was bound, and above it what the call gave.
+
+    For a record of a plain logger the call's fields are the attributes that `extra` (or a filter)
+    set, and the scopes are those around the caller of this function, unless a `ContextFilter` has
+    kept them on the record before it travelled to another thread.
+    """
+    attributes = record.__dict__
+    context = dict(attributes[CONTEXT] if CONTEXT in attributes else bound_fields())
+    for name, value in attributes.items():
+        if name not in RESERVED and not name.startswith("_"):
+            context[name] = value
+    return context

@@ -1,0 +1,156 @@
+"""`configure`: the whole set-up in one call, and the object that takes it down again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Collection, Mapping
+from logging.config import DictConfigurator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from foundry_log.config import ExperimentConfig, LoggingConfig
+from foundry_log.handlers.console import ConsoleHandler
+from foundry_log.process import base_context, rank_fields
+from foundry_log.run_directory import RunDirectory, write_run_info
+
+_PREFIX = "foundry_log.session."
+_log = logging.getLogger(__name__)
+
+
+class LoggingSession:
+    """What `configure` attached to the root logger; a context manager that detaches it.
+
+    `directory` names the files. Nothing needs closing for its lines to be safe: each stands in its
+    file when its call returns. Closing brings back the handlers and the level of before.
+    """
+
+    def __init__(
+        self, directory: RunDirectory, handlers: list[logging.Handler], level: str
+    ) -> None:
+        root = logging.getLogger()
+        self.directory = directory
+        self.handlers = tuple(handlers)
+        self._replaced = [handler for handler in root.handlers if _gives_way(handler, handlers)]
+        self._level = root.level
+        self._closed = False
+        for handler in self._replaced:
+            root.removeHandler(handler)
+        for handler in handlers:
+            root.addHandler(handler)
+        root.setLevel(level)
+
+    def flush(self) -> None:
+        """Flush every handler of the session."""
+        for handler in self.handlers:
+            handler.flush()
+
+    def close(self) -> None:
+        """Detach and close the session's handlers and bring back what they replaced. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        root = logging.getLogger()
+        is_active = any(handler in root.handlers for handler in self.handlers)
+        for handler in self.handlers:
+            root.removeHandler(handler)
+            handler.close()
+        if is_active:  # otherwise a later set-up is in force, and keeps what it found
+            for handler in self._replaced:
+                root.addHandler(handler)
+            root.setLevel(self._level)
+
+    def __enter__(self) -> LoggingSession:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def configure(
+    config: LoggingConfig | ExperimentConfig | None = None,
+    directory: str | os.PathLike[str] | None = None,
+    *,
+    context: Mapping[str, Any] | None = None,
+    console: bool = True,
+) -> LoggingSession:
+    """Set up console, `run.log` and `run.jsonl` on the root logger, and write `run_info.json`.
+
+    Every logger of the process takes part, those that exist already too. Handlers that others put
+    on the root logger stay, except those that write to the terminal as well: they, and those of an
+    earlier `configure`, stand back until the session is closed, so that no line is doubled.
+
+    Files that cannot be written do not stop the program: the console goes on, and each cause is
+    reported once.
+
+    Args:
+        config: None for the defaults. An ExperimentConfig gives every record the experiment, git
+            hash and device.
+        directory: of the files; None for `<experiment>/output`, or `logs` without an experiment.
+        context: more fields for every record.
+        console: show records on standard error.
+
+    Returns:
+        The session: `flush()`, `close()`, `directory`; also a context manager.
+
+    Raises:
+        TypeError: `config` is no configuration of this package.
+    """
+    settings = config.logging if isinstance(config, ExperimentConfig) else config or LoggingConfig()
+    if not isinstance(settings, LoggingConfig):
+        raise TypeError(
+            f"configure() takes a LoggingConfig or an ExperimentConfig, not "
+            f"{type(config).__name__}; make one of a dict with LoggingConfig(**settings)"
+        )
+    if isinstance(config, ExperimentConfig):
+        fields = base_context(config.experiment_name, config.training.device)
+        run = RunDirectory.of(".", config.experiment_name)
+    else:
+        fields = rank_fields()
+        run = RunDirectory(Path("logs"))
+    if directory is not None:
+        run = RunDirectory(Path(directory))
+    data = settings.to_dict_config(run.path, context={**fields, **(context or {})}, console=console)
+    session = LoggingSession(run, _handlers(data), data["root"]["level"])
+    try:
+        write_run_info(run, (config or settings).model_dump(mode="json"))
+    except OSError as error:
+        _log.warning("%s could not be written: %s", run.info, error)
+    return session
+
+
+def _handlers(data: dict[str, Any]) -> list[logging.Handler]:
+    """Return the handlers that `dictConfig(data)` would make, without its touching any other."""
+    configurator = DictConfigurator(data)
+    parts: Any = configurator.config
+    for name in parts["formatters"]:
+        parts["formatters"][name] = configurator.configure_formatter(parts["formatters"][name])
+    for name in parts["filters"]:
+        parts["filters"][name] = configurator.configure_filter(parts["filters"][name])
+    handlers = []
+    for name in data["root"]["handlers"]:
+        handler = configurator.configure_handler(parts["handlers"][name])
+        handler.name = _PREFIX + name
+        handlers.append(handler)
+    return handlers
+
+
+def _gives_way(old: logging.Handler, new: Collection[logging.Handler]) -> bool:
+    """Return whether `old` would write again what one of the new handlers writes."""
+    if (old.name or "").startswith(_PREFIX):
+        return True  # an earlier session's
+    if isinstance(old, logging.FileHandler):
+        files = {h.baseFilename for h in new if isinstance(h, logging.FileHandler)}
+        return old.baseFilename in files
+    if not any(isinstance(handler, ConsoleHandler) for handler in new):
+        return False
+    stream = getattr(old, "stream", None) or getattr(getattr(old, "console", None), "file", None)
+    terminals = (sys.stderr, sys.stdout, sys.__stderr__, sys.__stdout__)
+    return stream is not None and any(stream is terminal for terminal in terminals)
