@@ -24,6 +24,7 @@ _HOME = {
     "LoggingSession": "session",
     "MetricsLogger": "metrics",
     "PerformanceLogger": "performance",
+    "PlainFormatter": "formatters",
     "RotatingJsonlHandler": "handlers.rotating_jsonl",
     "RunDirectory": "run_directory",
     "StructuredLogger": "adapters",
@@ -46,6 +47,7 @@ __all__ = [
     "LoggingSession",
     "MetricsLogger",
     "PerformanceLogger",
+    "PlainFormatter",
     "RotatingJsonlHandler",
     "RunDirectory",
     "StructuredLogger",
@@ -64,7 +66,7 @@ if TYPE_CHECKING:
     from foundry_log.encoding import decode_line, encode_line
     from foundry_log.error_tracker import ErrorTracker
     from foundry_log.filters import ContextFilter
-    from foundry_log.formatters import ConsoleFormatter, JsonFormatter
+    from foundry_log.formatters import ConsoleFormatter, JsonFormatter, PlainFormatter
     from foundry_log.handlers.console import ConsoleHandler
     from foundry_log.handlers.rotating_jsonl import RotatingJsonlHandler
     from foundry_log.jsonl import read_jsonl

@@ -47,11 +47,7 @@ def dict_config(
         "filters": {"context": {"()": "foundry_log.ContextFilter", "fields": dict(context)}},
         "formatters": {
             "console": {"()": "foundry_log.ConsoleFormatter"},
-            "plain": {
-                "()": "foundry_log.ConsoleFormatter",
-                "datefmt": "%Y-%m-%d %H:%M:%S",
-                "colors": False,
-            },
+            "plain": {"()": "foundry_log.PlainFormatter"},
             "json": {"()": "foundry_log.JsonFormatter"},
         },
         "handlers": handlers,
@@ -76,4 +72,4 @@ def _file_handler(settings: LoggingSettings, path: str, formatter: str) -> dict[
 def _lowest(settings: LoggingSettings, console: bool) -> str:
     levels = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
     used = [settings.file_level, *([settings.console_level] if console else [])]
-    return min(used, key=levels.index)
+    return str(min(used, key=levels.index))

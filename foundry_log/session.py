@@ -16,7 +16,7 @@ from foundry_log.handlers.console import ConsoleHandler
 from foundry_log.process import base_context, rank_fields
 from foundry_log.run_directory import RunDirectory, write_run_info
 
-_PREFIX = "foundry_log.session."
+_OWNER = "foundry_session"
 _log = logging.getLogger(__name__)
 
 
@@ -36,9 +36,13 @@ class LoggingSession:
         self._replaced = [handler for handler in root.handlers if _gives_way(handler, handlers)]
         self._level = root.level
         self._closed = False
+        self._outer: LoggingSession | None = next(
+            (_session_of(handler) for handler in self._replaced if _session_of(handler)), None
+        )
         for handler in self._replaced:
             root.removeHandler(handler)
         for handler in handlers:
+            handler.__dict__[_OWNER] = self
             root.addHandler(handler)
         root.setLevel(level)
 
@@ -57,10 +61,20 @@ class LoggingSession:
         for handler in self.handlers:
             root.removeHandler(handler)
             handler.close()
-        if is_active:  # otherwise a later set-up is in force, and keeps what it found
-            for handler in self._replaced:
+        if is_active:  # otherwise a later session is in force, and asks us when it ends
+            handlers, level = self._before()
+            for handler in handlers:
                 root.addHandler(handler)
-            root.setLevel(self._level)
+            root.setLevel(level)
+
+    def _before(self) -> tuple[list[logging.Handler], int]:
+        """Return the handlers and the level to bring back, past outer sessions closed meanwhile."""
+        outer = self._outer
+        if outer is None or not outer._closed:
+            return self._replaced, self._level
+        handlers, level = outer._before()
+        others = [handler for handler in self._replaced if _session_of(handler) is not outer]
+        return others + handlers, level
 
     def __enter__(self) -> LoggingSession:
         return self
@@ -136,16 +150,19 @@ def _handlers(data: dict[str, Any]) -> list[logging.Handler]:
         parts["filters"][name] = configurator.configure_filter(parts["filters"][name])
     handlers = []
     for name in data["root"]["handlers"]:
-        handler = configurator.configure_handler(parts["handlers"][name])
-        handler.name = _PREFIX + name
-        handlers.append(handler)
+        handlers.append(configurator.configure_handler(parts["handlers"][name]))
     return handlers
+
+
+def _session_of(handler: logging.Handler) -> LoggingSession | None:
+    session: LoggingSession | None = handler.__dict__.get(_OWNER)
+    return session
 
 
 def _gives_way(old: logging.Handler, new: Collection[logging.Handler]) -> bool:
     """Return whether `old` would write again what one of the new handlers writes."""
-    if (old.name or "").startswith(_PREFIX):
-        return True  # an earlier session's
+    if _session_of(old) is not None:
+        return True
     if isinstance(old, logging.FileHandler):
         files = {h.baseFilename for h in new if isinstance(h, logging.FileHandler)}
         return old.baseFilename in files
