@@ -1,0 +1,145 @@
+"""Rotation: records through a file of at most 1 MB, ten old files kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.checks import Check, expect, strict_object
+from tests.benchmarks.harness import Comparison, Contender, Subject
+from tests.benchmarks.records import (
+    CALL,
+    MESSAGE,
+    RECORD_LIMIT,
+    json_formatter,
+    loguru_logger,
+    our_formatter,
+    stdlib_logger,
+)
+
+MAX_BYTES = 1_000_000
+BACKUPS = 10
+
+
+def rotated_lines(
+    directory: Path, *, at: tuple[str, ...] = (), last_line_beyond: bool = False
+) -> Check:
+    """Return a check of the live file and its backups.
+
+    None is too large or too many, every line is strict JSON with its fields, and together they hold
+    the latest steps without a gap, from 0 if nothing had to go.
+
+    Args:
+        directory: of the files.
+        at: where in a line the fields are, as of `json_lines`.
+        last_line_beyond: the last line of a file may reach beyond the size.
+    """
+
+    def check(count: int) -> None:
+        files = [path for path in directory.iterdir() if not path.name.startswith(".")]
+        expect(len(files) <= BACKUPS + 1, f"{len(files)} files")
+        steps = []
+        for path in files:
+            content = path.read_bytes()
+            lines = content.splitlines()
+            allowed = MAX_BYTES + (len(lines[-1]) if last_line_beyond else 0)
+            expect(len(content) <= allowed, f"{path.name} has {len(content)} bytes")
+            for line in lines:
+                found: Any = strict_object(line)
+                for name in at:
+                    found = found[name]
+                expect(all(found.get(name) == CALL[name] for name in CALL), f"{line[:200]!r}")
+                steps.append(found["step"])
+        steps.sort()
+        first = 0 if len(files) <= BACKUPS else steps[0]
+        expect(steps == list(range(first, count)), f"{len(steps)} lines from {first} to {count}")
+
+    return check
+
+
+def rotating(
+    handler: Callable[[Path], logging.Handler],
+    formatter: Callable[[Mapping[str, Any]], logging.Formatter],
+    **layout: Any,
+) -> Callable[[Path], Iterator[Subject]]:
+    """Return what starts a stdlib logger over a rotating handler; see `rotated_lines`."""
+
+    def start(directory: Path) -> Iterator[Subject]:
+        with stdlib_logger(handler(directory / "run.jsonl"), formatter({})) as log:
+
+            def run(steps: range) -> None:
+                for step in steps:
+                    log.info(MESSAGE, extra={"step": step, **CALL})
+
+            yield Subject(run, rotated_lines(directory, **layout))
+
+    return start
+
+
+def _ours(path: Path) -> logging.Handler:
+    from foundry_log import RotatingJsonlHandler
+
+    return RotatingJsonlHandler(path, maxBytes=MAX_BYTES, backupCount=BACKUPS)
+
+
+def _ours_stable(path: Path) -> logging.Handler:
+    from foundry_log import RotatingJsonlHandler
+
+    return RotatingJsonlHandler(path, maxBytes=MAX_BYTES, backupCount=BACKUPS, stable_names=True)
+
+
+def _stdlib(path: Path) -> logging.Handler:
+    import logging.handlers
+
+    return logging.handlers.RotatingFileHandler(path, maxBytes=MAX_BYTES, backupCount=BACKUPS)
+
+
+def _concurrent(path: Path) -> logging.Handler:
+    from concurrent_log_handler import ConcurrentRotatingFileHandler
+
+    handler: logging.Handler = ConcurrentRotatingFileHandler(
+        str(path), maxBytes=MAX_BYTES, backupCount=BACKUPS
+    )
+    return handler
+
+
+def rotation_loguru(directory: Path) -> Iterator[Subject]:
+    log = loguru_logger(directory / "run.jsonl", rotation=MAX_BYTES, retention=BACKUPS)
+
+    def run(steps: range) -> None:
+        for step in steps:
+            log.info(MESSAGE, step=step, **CALL)
+
+    yield Subject(run, rotated_lines(directory, at=("record", "extra")))
+    log.remove()
+
+
+_ENCODER = json_formatter("orjson", "OrjsonFormatter")
+_NEEDS = ("pythonjsonlogger", "orjson")
+
+ROTATION = Comparison(
+    "rotation",
+    "a plain record with five fields, the file rotated at 1 MB, ten kept",
+    (
+        RECORD_LIMIT,
+        Contender(
+            "foundry_log, numbered", rotating(_ours, our_formatter, at=("context",)), role="ours"
+        ),
+        Contender(
+            "foundry_log, stable names", rotating(_ours_stable, our_formatter, at=("context",))
+        ),
+        Contender("stdlib RotatingFileHandler + orjson", rotating(_stdlib, _ENCODER), needs=_NEEDS),
+        Contender(
+            "concurrent-log-handler + orjson",
+            rotating(_concurrent, _ENCODER, last_line_beyond=True),  # it looks before it adds
+            needs=("concurrent_log_handler", *_NEEDS),
+        ),
+        Contender("loguru serialize", rotation_loguru, needs=("loguru",)),
+    ),
+    count=50_000,
+    quick=500,
+    batches=1,
+    repeats=5,
+)
