@@ -5,7 +5,8 @@ one behind the other. Three things can still go wrong, and are mended here:
 
 - A writer killed inside its write, or a full disk, leaves a *fragment* without a newline, and the
   next line would be glued to it. After each append the byte before it is looked at, unless it is
-  this writer's own; a fragment is overwritten with spaces, which JSON allows before a value.
+  this writer's own; a fragment is overwritten with spaces, which JSON allows before a value. One
+  that is there when the file is opened gets a newline instead: it may be somebody's whole line.
 - The path may have moved: rotated by another process, renamed or deleted by anyone. `moved` tells.
 - A rotated file may still have a slow writer. Every writer holds a shared lock on the file it has
   open; who wants to compress, move or delete a rotated file takes the exclusive one first.
@@ -74,6 +75,11 @@ class AppendFile:
         """Whether the path is a file that has a size, and not a pipe or a device."""
         return self._regular
 
+    @property
+    def is_removed(self) -> bool:
+        """Whether the open file has no name any more, so that what is written to it is gone."""
+        return self._descriptor >= 0 and os.fstat(self._descriptor).st_nlink == 0
+
     def open(self) -> None:
         """Open the file now.
 
@@ -120,12 +126,16 @@ class AppendFile:
         now = time.monotonic()
         if every_s and now - self._looked < every_s:
             return False
-        self._looked = now
         try:
             status = os.stat(self.path)
-        except FileNotFoundError:
+            if (status.st_dev, status.st_ino) != self._identity:
+                return True
+        except (FileNotFoundError, NotADirectoryError):
             return True
-        return (status.st_dev, status.st_ino) != self._identity
+        except OSError:
+            pass  # the path cannot be looked at; the file that is open can be written
+        self._looked = now
+        return False
 
     def reopen(self) -> None:
         """Follow the path to the file that stands there now, a new one if there is none.
@@ -134,7 +144,8 @@ class AppendFile:
             OSError: it cannot be opened; the old file stays open and is written on.
         """
         if self._descriptor < 0:
-            return self.open()
+            self.open()
+            return
         descriptor, patch = self._opened()
         # The number of the descriptor stays: whoever writes without our lock, or is inside a
         # write now, never meets a closed descriptor or one that another file has got since.
@@ -161,15 +172,19 @@ class AppendFile:
         """Return two descriptors of the file that is at the path, locked against removal."""
         for _ in range(_OPEN_ATTEMPTS):
             descriptor = self._create()
-            status = os.fstat(descriptor)
-            self._regular = stat.S_ISREG(status.st_mode)
-            if not self._regular:
-                return descriptor, -1
-            self._identity = (status.st_dev, status.st_ino)
-            patch = self._second(descriptor) if locks.try_shared(descriptor) else -1
-            if patch >= 0:
+            try:
+                status = os.fstat(descriptor)
+                regular = stat.S_ISREG(status.st_mode)
+                is_held = regular and locks.try_shared(descriptor)
+                patch = self._second(descriptor) if is_held else -1
+            except OSError:
+                os.close(descriptor)
+                raise
+            if patch >= 0 or not regular:
+                self._regular = regular
+                self._identity = (status.st_dev, status.st_ino)
                 self._own_end = -1
-                self.size = os.fstat(descriptor).st_size
+                self.size = status.st_size + self._end_line(descriptor, patch, status.st_size)
                 self._looked = time.monotonic()
                 return descriptor, patch
             os.close(descriptor)  # it was rotated away between two calls: take the next one
@@ -196,6 +211,16 @@ class AppendFile:
             return patch
         os.close(patch)
         return -1
+
+    def _end_line(self, descriptor: int, patch: int, size: int) -> int:
+        """Write the newline that a file of `size` bytes lacks; return how many bytes that took."""
+        if size == 0 or patch < 0:
+            return 0
+        try:
+            os.lseek(patch, size - 1, os.SEEK_SET)
+            return 0 if os.read(patch, 1) == b"\n" else os.write(descriptor, b"\n")
+        except OSError:
+            return 0  # the first line to be appended mends it, or fails for the same reason
 
     def _heal(self, start: int) -> None:
         """Blank what stands before `start` if it is not a whole line."""

@@ -8,12 +8,15 @@ run.20261121T062311123456Z.jsonl     stamped in UTC with microseconds: a name ne
 
 from __future__ import annotations
 
-import calendar
+import datetime
 import os
 import re
 import time
 
-_STAMP = re.compile(r"\d{8}T\d{6}\d{6}Z")
+_UTC = datetime.timezone.utc
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=_UTC)
+_STAMP = re.compile(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)(\d{6})Z", re.ASCII)
+_NUMBER = re.compile(r"[1-9]\d{0,5}", re.ASCII)  # eight digits would be somebody's date
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f/\\:]")
 
 
@@ -32,16 +35,17 @@ def stamped_name(path: str, seconds: float, after: str | None = None) -> str:
     """Return the rotated name with the UTC time `seconds` since the epoch in it.
 
     Args:
+        path: of the live file.
+        seconds: the time of the rotation.
         after: the newest stamped name so far; the new one sorts behind it even when the clock has
             stepped back or two rotations share a microsecond.
     """
     micros = round(seconds * 1_000_000)
     stem, suffix = os.path.splitext(path)
     name = f"{stem}.{_stamp(micros)}{suffix}"
-    if after is not None and name <= after:
-        last = _stamp_of(after, path)
-        if last is not None:
-            name = f"{stem}.{_stamp(_micros(last) + 1)}{suffix}"
+    last = _micros_of(after, path) if after is not None else None
+    if last is not None and last >= micros:
+        name = f"{stem}.{_stamp(last + 1)}{suffix}"
     return name
 
 
@@ -53,10 +57,10 @@ def rotated_files(path: str) -> list[str]:
     folder, live = os.path.split(path)
     try:
         names = os.listdir(folder or ".")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     numbered = [(number, name) for name in names if (number := _number_of(name, live)) is not None]
-    stamped = sorted(name for name in names if _stamp_of(name, live) is not None)
+    stamped = sorted(name for name in names if _micros_of(name, live) is not None)
     ordered = [name for _, name in sorted(numbered, reverse=True)] + stamped
     return [os.path.join(folder, name) for name in ordered]
 
@@ -82,23 +86,26 @@ def check_name(name: str) -> str:
 
 def _number_of(name: str, live: str) -> int | None:
     rest = name[len(live) + 1 :]
-    found = name.startswith(live + ".") and rest.isascii() and rest.isdigit() and rest[0] != "0"
-    return int(rest) if found else None
+    return int(rest) if name.startswith(live + ".") and _NUMBER.fullmatch(rest) else None
 
 
-def _stamp_of(name: str, live: str) -> str | None:
+def _micros_of(name: str, live: str) -> int | None:
+    """Return the time in a stamped name of `live` in microseconds since the epoch, or None."""
     stem, suffix = os.path.splitext(live)
     if not (name.startswith(stem + ".") and name.endswith(suffix)):
         return None
     stamp = name[len(stem) + 1 : len(name) - len(suffix)]
-    return stamp if _STAMP.fullmatch(stamp) else None
+    fields = _STAMP.fullmatch(stamp)
+    if fields is None:
+        return None
+    year, month, day, hour, minute, second, micro = map(int, fields.groups())
+    try:
+        moment = datetime.datetime(year, month, day, hour, minute, second, micro, _UTC)
+    except ValueError:
+        return None  # the thirteenth month: not a name of ours
+    return (moment - _EPOCH) // datetime.timedelta(microseconds=1)
 
 
 def _stamp(micros: int) -> str:
     second, fraction = divmod(micros, 1_000_000)
     return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(second))}{fraction:06d}Z"
-
-
-def _micros(stamp: str) -> int:
-    second = calendar.timegm(time.strptime(stamp[:15], "%Y%m%dT%H%M%S"))
-    return second * 1_000_000 + int(stamp[15:21])

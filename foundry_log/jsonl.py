@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import chain, islice
 from typing import Any, BinaryIO
 
 from foundry_log.encoding import decode_line
@@ -12,6 +13,7 @@ from foundry_log.filenames import rotated_files
 
 _BLOCK = 65_536
 _LOOKS = 20
+_HEAD = 64
 
 
 class JsonlReader:
@@ -41,8 +43,10 @@ class JsonlReader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self.skipped = 0
         with ExitStack() as files:
-            for file in _opened(self.path, self.rotated, files):
-                yield from self._entries(file, os.fstat(file.fileno()).st_size)
+            opened = _opened(self.path, self.rotated, files)
+            ends = [os.fstat(file.fileno()).st_size for file in opened]
+            for file, end in zip(opened, ends, strict=True):
+                yield from self._entries(file, end)
 
     def _entries(self, file: BinaryIO, end: int) -> Iterator[dict[str, Any]]:
         for line in file:
@@ -66,23 +70,18 @@ def tail_jsonl(path: str | os.PathLike[str], count: int) -> list[dict[str, Any]]
 
     Costs what the entries cost, whatever the length of the files. Torn lines are skipped.
     """
-    entries: list[dict[str, Any]] = []
     with ExitStack() as files:
-        for file in reversed(_opened(os.path.abspath(path), True, files)):
-            for line in _lines_from_end(file):
-                if len(entries) >= count:
-                    return entries
-                entry = _entry(line)
-                if entry is not None:
-                    entries.append(entry)
-    return entries
+        opened = _opened(os.path.abspath(path), True, files)
+        found = map(_entry, chain.from_iterable(map(_lines_from_end, reversed(opened))))
+        return list(islice((entry for entry in found if entry is not None), max(count, 0)))
 
 
 class JsonlCursor:
     """Reads on where it stopped: each `advance` gives the entries that are new since the last.
 
-    It follows rotation as long as the rotated files are there, and starts anew with a file that
-    became shorter. Not thread-safe.
+    It follows rotation as long as the rotated files are there. A file that was truncated, or that
+    has got the inode of one that was removed, is read from its start: a file is known again by its
+    first bytes too, which a time stamp makes its own. Not thread-safe.
 
     Args:
         path: the live file.
@@ -90,20 +89,22 @@ class JsonlCursor:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = os.path.abspath(path)
-        self._offsets: dict[tuple[int, int], int] = {}
+        self._places: dict[tuple[int, int], tuple[int, bytes]] = {}  # offset and first bytes
 
     def advance(self, take: Callable[[dict[str, Any]], None]) -> None:
         """Call `take` with each entry that is complete and was not given before, oldest first."""
-        offsets: dict[tuple[int, int], int] = {}
+        places: dict[tuple[int, int], tuple[int, bytes]] = {}
         with ExitStack() as files:
             for file in _opened(self._path, True, files):
                 status = os.fstat(file.fileno())
                 identity = (status.st_dev, status.st_ino)
-                offset = self._offsets.get(identity, 0)
-                if offset > status.st_size:
+                offset, head = self._places.get(identity, (0, b""))
+                if offset > status.st_size or file.read(len(head)) != head:
                     offset = 0
-                offsets[identity] = self._read(file, offset, take)
-        self._offsets = offsets
+                offset = self._read(file, offset, take)
+                file.seek(0)
+                places[identity] = (offset, file.read(min(offset, _HEAD)))
+        self._places = places
 
     def _read(self, file: BinaryIO, offset: int, take: Callable[[dict[str, Any]], None]) -> int:
         file.seek(offset)
@@ -131,22 +132,22 @@ def _opened(path: str, rotated: bool, files: ExitStack) -> list[BinaryIO]:
     Names shift under rotation, inodes do not: look until two looks agree.
     """
     found: dict[tuple[int, int], BinaryIO] = {}
-    order: list[tuple[int, int]] = []
+    order: list[tuple[int, int] | None] = []
     for _ in range(_LOOKS):
         before, order = order, []
         for name in [*(rotated_files(path) if rotated else []), path]:
             try:
                 status = os.stat(name)
                 if (status.st_dev, status.st_ino) not in found:
-                    file = open(name, "rb")
+                    file = files.enter_context(open(name, "rb"))  # noqa: SIM115
                     status = os.fstat(file.fileno())
-                    found.setdefault((status.st_dev, status.st_ino), files.enter_context(file))
-            except FileNotFoundError:
-                continue
-            order.append((status.st_dev, status.st_ino))
+                    found.setdefault((status.st_dev, status.st_ino), file)
+                order.append((status.st_dev, status.st_ino))
+            except (FileNotFoundError, NotADirectoryError):
+                order.append(None)  # it has moved on since it was listed
         if order == before:
             break
-    return [found[identity] for identity in dict.fromkeys(order)]
+    return [found[identity] for identity in dict.fromkeys(order) if identity is not None]
 
 
 def _lines_from_end(file: BinaryIO) -> Iterator[bytes]:

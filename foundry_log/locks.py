@@ -1,19 +1,25 @@
 """Advisory locks between processes: thin names for `flock`.
 
 A lock belongs to the open file description, so a process that forks must open its own. Where there
-is no `fcntl` (Windows) every lock is granted: there one process to a file is supported.
+is no `fcntl` (Windows) every lock is granted: there one process to a file is supported. A file
+system that refuses locks grants the shared ones, so that writing goes on, and no exclusive one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
+fcntl: Any = None
 try:
-    import fcntl
+    fcntl = importlib.import_module("fcntl")
 except ImportError:  # pragma: no cover - Windows
-    fcntl = None  # type: ignore[assignment]
+    pass
+
+_held: set[int] = set()  # descriptors of `exclusive_file`, for the child of a fork to close
 
 
 def try_shared(descriptor: int) -> bool:
@@ -33,11 +39,19 @@ def exclusive_file(path: str, permissions: int) -> Iterator[None]:
     The file is made if missing and stays: removing a lock file lets two holders in.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), permissions)
+    _held.add(descriptor)
     try:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        if fcntl is None:  # pragma: no cover - Windows
+            yield
+            return
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            # Closing is not enough: a process forked meanwhile by another thread has the lock too.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
+        _held.discard(descriptor)
         os.close(descriptor)
 
 
@@ -63,4 +77,15 @@ def _try(descriptor: int, exclusive: bool) -> bool:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:
+        return not exclusive
     return True
+
+
+def _abandon_after_fork() -> None:
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_after_fork)

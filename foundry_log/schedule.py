@@ -14,7 +14,8 @@ class Schedule:
     """Boundaries every `interval` units of `when`, as in the stdlib's TimedRotatingFileHandler.
 
     Unlike the stdlib's they do not depend on when the process started: seconds, minutes and hours
-    are counted from local (or UTC) midnight of 1 January 1970, days and weeks fall on midnight.
+    are counted from midnight of 1 January 1970 in the zone's standard time (or UTC), so that the
+    change to summer time moves none of them; days and weeks fall on midnight.
 
     Args:
         when: S, M, H, D or midnight, or W0 (Monday) to W6; any case.
@@ -33,19 +34,25 @@ class Schedule:
         if self._when not in SECONDS and self._when not in ("D", "MIDNIGHT") and not weekly:
             raise ValueError(f"when={when!r} is no unit of time; use {_UNITS}")
         if interval < 1 or (weekly and interval != 1):
-            raise ValueError(f"interval={interval!r} must be at least 1, and 1 for {_UNITS[-20:]}")
+            raise ValueError(f"interval={interval!r} must be at least 1, and 1 for W0 to W6")
 
     def next_boundary(self, seconds: float) -> float:
         """Return the first boundary after the time `seconds` since the epoch, likewise."""
         if self._when in SECONDS:
             length = SECONDS[self._when] * self._interval
-            offset = 0 if self._utc else time.localtime(seconds).tm_gmtoff
-            return float((math.floor((seconds + offset) / length) + 1) * length - offset)
+            west = 0 if self._utc else time.timezone
+            return float((math.floor((seconds - west) / length) + 1) * length + west)
         zone = datetime.timezone.utc if self._utc else None
-        today = datetime.datetime.fromtimestamp(seconds, zone).date()
+        today = datetime.datetime.fromtimestamp(math.floor(seconds), zone).date()
         if self._when[0] == "W":
+            step = 7
             days = (int(self._when[1]) - today.weekday() - 1) % 7 + 1
         else:
-            days = self._interval - today.toordinal() % self._interval
-        day = today + datetime.timedelta(days=days)
-        return datetime.datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()
+            step = self._interval
+            days = step - today.toordinal() % step
+        while True:
+            day = today + datetime.timedelta(days=days)
+            boundary = datetime.datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()
+            if boundary > seconds:
+                return boundary
+            days += step  # a clock set back across midnight: that midnight has been already

@@ -34,7 +34,7 @@ class ConsoleHandler(CountsLosses, _StreamHandler):
         super().__init__(getattr(sys, stream))
 
     @property
-    def stream(self) -> TextIO:  # type: ignore[override]
+    def stream(self) -> TextIO:
         """The stream as it is now."""
         stream: TextIO = getattr(sys, self._name_in_sys)
         return stream

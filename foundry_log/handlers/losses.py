@@ -23,15 +23,22 @@ class CountsLosses(logging.Handler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Count the exception being handled; called by `emit` in its `except` clause."""
+        self._count(self.losses, record)
+
+    def _count(self, causes: Counter[str], record: logging.LogRecord) -> None:
+        """Count the exception being handled, and report it if its cause is new."""
         cause = cause_of(sys.exc_info()[1])
         self.acquire()
         try:
-            self.losses[cause] += 1
-            is_first = self.losses[cause] == 1
+            causes[cause] += 1
+            is_first = causes[cause] == 1
         finally:
             self.release()
         if is_first:
-            super().handleError(record)
+            try:
+                super().handleError(record)
+            except ValueError:
+                pass  # standard error is closed
 
     def close(self) -> None:
         """Say how many records were lost since the last close, then close."""
@@ -49,5 +56,5 @@ class CountsLosses(logging.Handler):
 def cause_of(error: BaseException | None) -> str:
     """Return a short name under which losses are counted, such as `OSError ENOSPC`."""
     name = type(error).__name__
-    number = getattr(error, "errno", None)
-    return f"{name} {errno.errorcode.get(number, number)}" if number is not None else name
+    number = error.errno if isinstance(error, OSError) else None
+    return f"{name} {errno.errorcode.get(number, number)}" if isinstance(number, int) else name

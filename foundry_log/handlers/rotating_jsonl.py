@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import locale
 import logging
 import logging.handlers
 import os
@@ -12,7 +14,7 @@ from typing import Any
 from foundry_log import filenames, locks
 from foundry_log.append_file import AppendFile
 from foundry_log.formatters import JsonFormatter
-from foundry_log.handlers.losses import CountsLosses, cause_of
+from foundry_log.handlers.losses import CountsLosses
 from foundry_log.schedule import Schedule
 
 _LOOK_EVERY_S = 1.0
@@ -27,7 +29,12 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
     the same local file; each line is one `write`, and what a killed process left of a line never
     touches another. Sizes are bytes. One writer never exceeds `maxBytes`, but for a single record
     that is larger; n concurrent writers exceed it by at most n records. A missing directory is
-    made. Records that cannot be written are counted in `losses` and reported once per cause.
+    made. Records that cannot be written are counted in `losses` and reported once per cause, and so
+    are rotations that fail, in `failed_rotations`; the record is then written to the old file.
+
+    A `rotator` that copies or compresses, instead of renaming, is for one process: another one may
+    still write to the file that it reads. Readers and retention know files by their names, so a
+    `namer` hides them from both.
 
     Without a formatter it writes the lines of `JsonFormatter()`; any formatter will do.
 
@@ -73,9 +80,7 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         fsync: bool = False,
     ) -> None:
         _check_numbers(mode, maxBytes, backupCount, max_age_days)
-        encoding = encoding or "utf-8"
-        if "{\n".encode(encoding) != b"{\n":
-            raise ValueError(f"encoding={encoding!r} does not keep ASCII; use 'utf-8'")
+        encoding = _checked_encoding(encoding, errors)
         self._schedule = Schedule(when, interval, utc) if when else None
         self._rotates = bool(maxBytes or when) and (stable_names or backupCount > 0)
         if self._rotates:
@@ -110,8 +115,7 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record's line; what goes wrong is counted, never raised."""
         try:
-            text = self.format(record) + self.terminator
-            line = text.encode(self.encoding or "utf-8", self.errors or "backslashreplace")
+            line = self._line(record)
             self.acquire()
             try:
                 self._write(line, record)
@@ -124,11 +128,15 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         """Return the record's line, without the newline."""
         return (self.formatter or _DEFAULT_FORMATTER).format(record)
 
+    def _line(self, record: logging.LogRecord) -> bytes:
+        text = self.format(record) + self.terminator
+        return text.encode(self.encoding or "utf-8", self.errors or "backslashreplace")
+
     def _write(self, line: bytes, record: logging.LogRecord) -> None:
         if not self._file.is_open:
             self._open_file()
-        elif self._file.moved(every_s=_LOOK_EVERY_S):
-            self._follow()
+        else:
+            self._keep_up(record, every_s=_LOOK_EVERY_S)
         if self._asks or "shouldRollover" in self.__dict__:
             due = bool(self.shouldRollover(record))
         else:
@@ -147,7 +155,7 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
             return False
         if not self._file.is_open:
             self._open_file()
-        return self._is_due(len((self.format(record) + self.terminator).encode()))
+        return self._is_due(len(self._line(record)))
 
     def doRollover(self) -> None:
         """Rotate now, unless another process just has; then write on in the new file.
@@ -155,16 +163,20 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         Raises:
             OSError: a file cannot be renamed or opened; the old one is written on.
         """
-        if not self._file.is_open:
-            self._open_file()
-        if not self._file.is_regular:
-            return
-        lock = filenames.lock_name(self.baseFilename)
-        with locks.exclusive_file(lock, self._permissions):
-            if not self._file.moved():
-                self._archive()
-            self._follow()
-            self._prune()
+        self.acquire()
+        try:
+            if not self._file.is_open:
+                self._open_file()
+            if not self._file.is_regular:
+                return
+            lock = filenames.lock_name(self.baseFilename)
+            with locks.exclusive_file(lock, self._permissions):
+                if not self._file.moved():
+                    self._archive()
+                self._follow()
+                self._prune()
+        finally:
+            self.release()
 
     def _is_due(self, incoming: int) -> bool:
         file = self._file
@@ -172,7 +184,7 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
             return False  # an empty file is never rotated, however large the record
         if self.maxBytes > 0 and file.size + incoming > self.maxBytes:
             return True
-        return time.time() >= self._due_at
+        return self._schedule is not None and time.time() >= self._due_at
 
     def _roll(self, record: logging.LogRecord) -> None:
         """Rotate, or report that it failed and write on: a record is never lost to a rename."""
@@ -180,12 +192,10 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
             return
         try:
             self.doRollover()
-        except OSError as error:
+        except Exception:
             self._no_rotation_before = time.monotonic() + _RETRY_ROTATION_S
-            cause = cause_of(error)
-            self.failed_rotations[cause] += 1
-            if self.failed_rotations[cause] == 1:
-                logging.Handler.handleError(self, record)
+            self._count(self.failed_rotations, record)
+        self._keep_up(record)  # an overridden doRollover, or half of a rotation, may have moved it
 
     def _archive(self) -> None:
         if self.stable_names:
@@ -195,7 +205,10 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
             )
             self.rotate(self.baseFilename, self.rotation_filename(name))
             return
-        for number in range(self.backupCount - 1, -1, -1):
+        last = self.backupCount
+        while os.path.exists(self._numbered(last)) and locks.in_use(self._numbered(last)):
+            last += 1  # a slow writer's file moves on, and is removed later
+        for number in range(last - 1, -1, -1):
             source = self._numbered(number) if number else self.baseFilename
             if os.path.exists(source):
                 target = self._numbered(number + 1)
@@ -209,16 +222,30 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
     def _prune(self) -> None:
         """Remove rotated files beyond the count or the age, except those that are written still."""
         rotated = filenames.rotated_files(self.baseFilename)
-        surplus = set(rotated[: -self.backupCount]) if self.backupCount else set()
+        surplus = self._beyond_count(rotated)
         if self.max_age_days is not None:
             oldest = time.time() - self.max_age_days * 86_400
-            surplus.update(path for path in rotated if _last_written(path) < oldest)
-        for path in surplus:
-            if not locks.in_use(path):
-                try:
-                    os.remove(path)
-                except FileNotFoundError:
-                    pass  # another process has pruned it
+            surplus += [path for path in rotated if _last_written(path) < oldest]
+        for path in dict.fromkeys(surplus):
+            if locks.in_use(path):
+                continue
+            try:
+                os.remove(path)
+            except FileNotFoundError:
+                pass  # somebody else has removed it
+            except OSError:
+                note = logging.makeLogRecord({"msg": "removing %s", "args": (path,)})
+                self._count(self.failed_rotations, note)
+
+    def _beyond_count(self, rotated: list[str]) -> list[str]:
+        if self.stable_names:
+            return rotated[: -self.backupCount] if self.backupCount else []
+        beyond: list[str] = []
+        while self.backupCount and os.path.exists(
+            path := self._numbered(self.backupCount + 1 + len(beyond))
+        ):
+            beyond.append(path)
+        return beyond
 
     # --- the file ---
 
@@ -234,6 +261,17 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         if self._schedule is not None and self._file.is_regular:
             started = _last_written(self.baseFilename) if self._file.size else time.time()
             self._due_at = self._schedule.next_boundary(started)
+
+    def _keep_up(self, record: logging.LogRecord, every_s: float = 0.0) -> None:
+        """Follow the path if it has moved; where that fails, write on while the old file exists."""
+        if not self._file.moved(every_s):
+            return
+        try:
+            self._follow()
+        except OSError:
+            if self._file.is_removed:
+                raise
+            self._count(self.failed_rotations, record)
 
     def flush(self) -> None:
         """Do nothing: every record was written when its call returned."""
@@ -256,6 +294,20 @@ def _last_written(path: str) -> float:
         return os.stat(path).st_mtime
     except FileNotFoundError:
         return time.time()
+
+
+def _checked_encoding(encoding: str | None, errors: str | None) -> str:
+    if encoding == "locale":  # the stdlib's word for it
+        encoding = locale.getpreferredencoding(False)
+    encoding = encoding or "utf-8"
+    try:
+        keeps_ascii = "{\n".encode(encoding) == b"{\n"
+        codecs.lookup_error(errors or "strict")
+    except LookupError as error:
+        raise ValueError(f"{error}; use encoding='utf-8', errors=None") from error
+    if not keeps_ascii:
+        raise ValueError(f"encoding={encoding!r} does not keep ASCII; use 'utf-8'")
+    return encoding
 
 
 def _check_numbers(mode: str, max_bytes: int, backups: int, age: float | None) -> None:

@@ -1,0 +1,184 @@
+"""The grammar of rotated names: round trips, order, and what is not ours."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foundry_log import filenames
+
+pytestmark = pytest.mark.unit
+
+SECONDS = st.integers(0, 253_402_300_799).map(float)  # 1970 to 9999
+NAMES = st.text(
+    st.characters(blacklist_characters="/\0", blacklist_categories=("Cs",)), min_size=1, max_size=20
+).filter(lambda name: name not in (".", ".."))
+
+
+def touched(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).touch()
+
+
+def found(folder: Path, live: str) -> list[str]:
+    return [os.path.basename(path) for path in filenames.rotated_files(str(folder / live))]
+
+
+def test_a_stamped_name_has_the_utc_time_before_the_suffix() -> None:
+    """The suffix stays, so that tools still know the type."""
+    name = filenames.stamped_name("/logs/run.jsonl", 1_795_242_191.123456)
+    assert name == "/logs/run.20261121T062311123456Z.jsonl"
+
+
+def test_a_name_without_suffix_gets_the_stamp_at_its_end() -> None:
+    """There is nothing to put it before."""
+    assert filenames.stamped_name("/logs/run", 0.0) == "/logs/run.19700101T000000000000Z"
+
+
+def test_a_dot_in_the_directory_is_no_suffix() -> None:
+    """Only the file's own name is split."""
+    assert filenames.stamped_name("/a.b/run", 0.0) == "/a.b/run.19700101T000000000000Z"
+
+
+@given(seconds=SECONDS, later=SECONDS)
+def test_names_sort_as_their_times(seconds: float, later: float) -> None:
+    """Text order is time order."""
+    first, second = sorted((seconds, later))
+    names = [filenames.stamped_name("run.jsonl", time) for time in (first, second)]
+    assert names == sorted(names)
+
+
+@given(seconds=SECONDS, earlier=st.floats(0, 1e9))
+def test_a_clock_that_steps_back_still_gives_a_later_name(seconds: float, earlier: float) -> None:
+    """The new name sorts behind the newest one, also within one microsecond."""
+    before = filenames.stamped_name("run.jsonl", seconds)
+    after = filenames.stamped_name("run.jsonl", max(seconds - earlier, 0.0), after=before)
+    assert after > before
+    assert after != before
+
+
+def test_a_newest_file_with_a_number_does_not_move_the_stamp() -> None:
+    """Numbers say nothing about the time."""
+    name = filenames.stamped_name("run.jsonl", 0.0, after="run.jsonl.1")
+    assert name == filenames.stamped_name("run.jsonl", 0.0)
+
+
+@given(live=NAMES, seconds=st.lists(SECONDS, max_size=5), numbers=st.sets(st.integers(1, 999_999)))
+def test_every_rotated_name_is_found_again_oldest_first(
+    live: str, seconds: list[float], numbers: set[int]
+) -> None:
+    """Round trip of both grammars, for any file name."""
+    numbers = set(sorted(numbers)[:5])
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, live)
+        stamped: list[str] = []
+        for second in seconds:
+            after = stamped[-1] if stamped else None
+            stamped.append(filenames.stamped_name(path, second, after=after))
+        numbered = [filenames.numbered_name(path, number) for number in sorted(numbers)[::-1]]
+        Path(path).touch()
+        for name in stamped + numbered:
+            Path(name).touch()
+        assert filenames.rotated_files(path) == numbered + stamped
+
+
+@given(live=NAMES, other=NAMES)
+def test_a_name_that_is_found_is_one_the_grammar_makes(live: str, other: str) -> None:
+    """Whatever stands beside the live file, only our own names are taken for rotated ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, other).touch()
+        for path in filenames.rotated_files(os.path.join(folder, live)):
+            assert path.startswith(os.path.join(folder, live).rsplit(".", 1)[0])
+            assert path != os.path.join(folder, live)
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        "run.jsonl",
+        "run.jsonl.0",
+        "run.jsonl.01",
+        "run.jsonl.-1",
+        "run.jsonl.1.gz",
+        "run.jsonl.20261121",
+        "run.jsonl.²",
+        "run.jsonl.١",
+        "run.jsonl.bak",
+        "run.b.20261121T062311123456Z.jsonl",
+        "run.20261121T062311123456Z.json",
+        "run.20261121T062311123456.jsonl",
+        "run.20261121T0623111234567Z.jsonl",
+        "run.99999999T999999999999Z.jsonl",
+        "run.٢٠٢٦١١٢١T062311123456Z.jsonl",
+        "rerun.20261121T062311123456Z.jsonl",
+        ".run.jsonl.lock",
+    ],
+)
+def test_a_stranger_is_not_a_rotated_file(tmp_path: Path, stranger: str) -> None:
+    """What is not of the grammar is neither read nor pruned."""
+    touched(tmp_path, stranger)
+    assert found(tmp_path, "run.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    "live", ["a[1]*?.jsonl", "über.jsonl", "a.b.c.jsonl", ".hidden", "run", "-"]
+)
+def test_odd_names_have_rotated_files_too(tmp_path: Path, live: str) -> None:
+    """Glob characters, dots, no suffix and letters of any script are only letters."""
+    stamped = os.path.basename(filenames.stamped_name(live, 5.0))
+    touched(tmp_path, live, f"{live}.1", stamped, "a1x.jsonl.1")
+    assert found(tmp_path, live) == [f"{live}.1", stamped]
+
+
+@pytest.mark.parametrize("folder", ["missing", "file/below"])
+def test_a_directory_that_is_not_there_has_no_rotated_files(tmp_path: Path, folder: str) -> None:
+    """Neither a missing directory nor a file in its place is an error."""
+    touched(tmp_path, "file")
+    assert found(tmp_path / folder, "run.jsonl") == []
+
+
+def test_a_bare_name_is_looked_for_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path without a directory works."""
+    monkeypatch.chdir(tmp_path)
+    touched(tmp_path, "run.jsonl.1")
+    assert filenames.rotated_files("run.jsonl") == ["run.jsonl.1"]
+
+
+def test_the_lock_file_is_hidden_beside_the_live_file() -> None:
+    """Its name is the live file's, so that two files never share one."""
+    assert filenames.lock_name("/logs/run.jsonl") == "/logs/.run.jsonl.lock"
+    assert filenames.lock_name("run") == ".run.lock"
+
+
+@pytest.mark.parametrize("name", ["exp-1", "a.b", "größe", "x" * 200, "...", "with space"])
+def test_a_name_that_is_one_component_of_a_path_is_kept(name: str) -> None:
+    """Experiments may be called what people call them."""
+    assert filenames.check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("", "names no directory"),
+        ("  ", "names no directory"),
+        (".", "names no directory"),
+        ("..", "names no directory"),
+        ("a/b", "character '/'"),
+        ("..\\up", "character"),
+        ("c:x", "character ':'"),
+        ("line\nbreak", "character"),
+        ("nul\0", "character"),
+        ("é" * 101, "200 bytes"),
+    ],
+)
+def test_a_name_that_leaves_its_directory_is_refused(name: str, rule: str) -> None:
+    """The message says which rule and what to do."""
+    with pytest.raises(ValueError, match=rule):
+        filenames.check_name(name)

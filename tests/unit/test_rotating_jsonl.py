@@ -1,0 +1,1184 @@
+"""The rotating handler: a drop-in for the stdlib's, under many writers, kills and strangers."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import json
+import logging
+import logging.config
+import logging.handlers
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foundry_log import JsonFormatter, RotatingJsonlHandler, filenames, locks
+from foundry_log.jsonl import read_jsonl
+
+pytestmark = pytest.mark.unit
+
+DEADLINE_S = 60
+Make = Callable[..., RotatingJsonlHandler]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.jsonl"
+
+
+@pytest.fixture
+def make(path: Path) -> Iterator[Make]:
+    """Make handlers of `path` that write the bare message; all are closed at the end."""
+    made: list[RotatingJsonlHandler] = []
+
+    def make_one(*args: Any, cls: Any = RotatingJsonlHandler, **options: Any) -> Any:
+        handler = cls(path, *args, **options)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        made.append(handler)
+        return handler
+
+    yield make_one
+    for handler in made:
+        handler.close()
+
+
+def log(handler: logging.Handler, *messages: object) -> None:
+    for message in messages:
+        handler.handle(logging.makeLogRecord({"msg": message}))
+
+
+def files(path: Path) -> list[str]:
+    """Return the names in the directory, without the lock file."""
+    return sorted(name for name in os.listdir(path.parent) if not name.endswith(".lock"))
+
+
+def history(path: Path) -> list[str]:
+    """Return the lines of the rotated files and the live one, oldest first."""
+    paths = [*filenames.rotated_files(str(path)), str(path)]
+    return [line for name in paths for line in Path(name).read_text().splitlines()]
+
+
+def expire_look(handler: RotatingJsonlHandler) -> None:
+    """Let a second pass since the handler last looked at its path."""
+    handler._file._looked -= 1.5
+
+
+# --- a drop-in ---
+
+
+def test_parameters_are_the_stdlibs_in_its_order(path: Path) -> None:
+    """A call that was made for RotatingFileHandler means the same."""
+    handler = RotatingJsonlHandler(str(path), "a", 100, 3, "latin-1", True, "replace")
+    stdlib = logging.handlers.RotatingFileHandler(path, "a", 100, 3, "latin-1", True, "replace")
+    for name in ("baseFilename", "mode", "maxBytes", "backupCount", "encoding", "errors"):
+        assert getattr(handler, name) == getattr(stdlib, name)
+    assert isinstance(handler, logging.handlers.RotatingFileHandler)
+    assert not path.exists()
+    handler.close()
+    stdlib.close()
+
+
+def test_without_a_formatter_lines_are_strict_json(path: Path) -> None:
+    """The name of the class is its default."""
+    handler = RotatingJsonlHandler(path)
+    log(handler, "hello")
+    handler.close()
+    (entry,) = read_jsonl(path)
+    assert entry["message"] == "hello"
+    assert set(entry) == {"timestamp", "level", "logger", "message", "context"}
+
+
+def test_a_line_stands_in_the_file_when_the_call_returns(make: Make, path: Path) -> None:
+    """No flush is needed, and flush is harmless."""
+    handler = make()
+    log(handler, "hello")
+    assert path.read_text() == "hello\n"
+    handler.flush()
+    assert path.read_text() == "hello\n"
+
+
+def test_mode_a_keeps_what_is_there(make: Make, path: Path) -> None:
+    """Appending is the default."""
+    path.write_text("old\n")
+    log(make(), "new")
+    assert path.read_text() == "old\nnew\n"
+
+
+def test_mode_w_empties_the_file_at_the_first_opening_alone(make: Make, path: Path) -> None:
+    """Closing and writing again loses nothing."""
+    path.write_text("old\n")
+    handler = make("w")
+    log(handler, "one")
+    handler.close()
+    log(handler, "two")
+    assert path.read_text() == "one\ntwo\n"
+
+
+def test_mode_w_with_rotation_is_mode_a(make: Make, path: Path) -> None:
+    """As in the stdlib: a file that is rotated would be emptied for nothing."""
+    path.write_text("old\n")
+    handler = make("w", maxBytes=100, backupCount=1)
+    assert handler.mode == "a"
+    assert path.read_text() == "old\n"
+
+
+def test_mode_x_refuses_a_file_that_is_there(path: Path) -> None:
+    """And takes a new one."""
+    RotatingJsonlHandler(path, "x").close()
+    with pytest.raises(FileExistsError):
+        RotatingJsonlHandler(path, "x")
+
+
+def test_delay_opens_at_the_first_record(make: Make, path: Path) -> None:
+    """Until then there is neither a file nor a directory."""
+    handler = make(delay=True)
+    assert not path.exists()
+    log(handler, "x")
+    assert path.exists()
+
+
+def test_a_missing_directory_is_made(tmp_path: Path) -> None:
+    """Also several levels, at construction."""
+    RotatingJsonlHandler(tmp_path / "a" / "b" / "run.jsonl").close()
+    assert (tmp_path / "a" / "b" / "run.jsonl").exists()
+
+
+def test_an_opening_that_fails_raises_at_set_up(path: Path) -> None:
+    """Without delay a wrong path is an error of the set-up."""
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        RotatingJsonlHandler(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"mode": "r"}, "mode='r' does not append"),
+        ({"mode": "ab"}, "mode='ab' does not append"),
+        ({"maxBytes": -1}, "maxBytes=-1 .* 0 or more"),
+        ({"backupCount": -1}, "backupCount=-1 must be 0 or more"),
+        ({"max_age_days": 0}, "max_age_days=0 must be above 0"),
+        ({"when": "noon"}, "when='noon' is no unit"),
+        ({"when": "H", "interval": 0}, "interval=0 must be"),
+        ({"encoding": "utf-16"}, "does not keep ASCII; use 'utf-8'"),
+        ({"encoding": "utf-32-le"}, "does not keep ASCII"),
+        ({"encoding": "cp037"}, "does not keep ASCII"),
+        ({"encoding": "utf-9"}, "unknown encoding: utf-9; use encoding='utf-8'"),
+        ({"errors": "shrug"}, "unknown error handler name 'shrug'"),
+    ],
+)
+def test_a_parameter_out_of_range_is_refused(
+    path: Path, options: dict[str, Any], rule: str
+) -> None:
+    """The message says the value and the rule, and no file is made."""
+    with pytest.raises(ValueError, match=rule):
+        RotatingJsonlHandler(path, **options)
+    assert not path.exists()
+
+
+def test_latin_1_is_written_as_latin_1(make: Make, path: Path) -> None:
+    """What it lacks is escaped, unless `errors` says otherwise."""
+    log(make(encoding="latin-1"), "é €")
+    assert path.read_bytes() == b"\xe9 \\u20ac\n"
+
+
+def test_errors_says_how_text_without_a_form_is_written(make: Make, path: Path) -> None:
+    """As in `str.encode`."""
+    log(make(encoding="ascii", errors="replace"), "é")
+    assert path.read_bytes() == b"?\n"
+
+
+def test_errors_strict_counts_a_record_that_has_no_form(
+    make: Make, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is lost, counted and reported, and the next is written."""
+    handler = make(encoding="ascii", errors="strict")
+    log(handler, "é", "é", "e")
+    assert path.read_bytes() == b"e\n"
+    assert handler.losses == {"UnicodeEncodeError": 2}
+    assert capsys.readouterr().err.count("--- Logging error ---") == 1
+
+
+def test_encoding_locale_is_the_locales(make: Make) -> None:
+    """The stdlib's word for the platform's encoding."""
+    handler = make(encoding="locale")
+    log(handler, "plain")
+    assert not handler.losses
+
+
+def test_a_lone_surrogate_is_escaped(make: Make, path: Path) -> None:
+    """UTF-8 has no form for it; the record is kept."""
+    log(make(), "\ud800")
+    assert path.read_bytes() == b"\\ud800\n"
+
+
+def test_the_terminator_may_be_another(make: Make, path: Path) -> None:
+    """As in the stdlib's StreamHandler."""
+    handler = make()
+    handler.terminator = " |\n"
+    log(handler, "x")
+    assert path.read_text() == "x |\n"
+
+
+def test_new_files_have_the_permissions_asked_for(path: Path) -> None:
+    """0640 by default, other ones on request, also after rotation."""
+    before = os.umask(0)
+    try:
+        handler = RotatingJsonlHandler(path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        handler.close()
+        path.unlink()
+        handler = RotatingJsonlHandler(path, permissions=0o600, backupCount=1)
+        log(handler, "x")
+        handler.doRollover()
+        handler.close()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_fsync_writes_the_same_lines(make: Make, path: Path) -> None:
+    """It only waits for the device."""
+    log(make(fsync=True), "x", "y")
+    assert path.read_text() == "x\ny\n"
+
+
+def test_closed_twice_is_closed(make: Make) -> None:
+    """And says nothing the second time."""
+    handler = make()
+    handler.close()
+    handler.close()
+
+
+def test_a_record_after_close_opens_the_file_again(make: Make, path: Path) -> None:
+    """A late record is not lost."""
+    handler = make()
+    log(handler, "one")
+    handler.close()
+    log(handler, "two")
+    assert path.read_text() == "one\ntwo\n"
+
+
+def test_close_may_race_with_records(make: Make, path: Path) -> None:
+    """Each record still stands once."""
+    handler = make()
+    threads = [
+        threading.Thread(target=lambda: log(handler, *range(300))),
+        threading.Thread(target=lambda: [handler.close() for _ in range(300)]),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    assert [int(line) for line in history(path)] == list(range(300))
+
+
+def test_levels_and_filters_decide_as_in_the_stdlib(make: Make, path: Path) -> None:
+    """A filter that says no is the end of the record."""
+    handler = make()
+    handler.addFilter(lambda record: "no" not in record.getMessage())
+    assert handler.handle(logging.makeLogRecord({"msg": "yes"}))
+    assert not handler.handle(logging.makeLogRecord({"msg": "no"}))
+    assert path.read_text() == "yes\n"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="filters return records from Python 3.12")
+def test_a_filter_may_replace_the_record(make: Make, path: Path) -> None:
+    """What it returns is written and returned."""
+    handler, other = make(), logging.makeLogRecord({"msg": "other"})
+    handler.addFilter(lambda record: other)
+    assert handler.handle(logging.makeLogRecord({"msg": "one"})) is other
+    assert path.read_text() == "other\n"
+
+
+def test_a_formatter_that_raises_costs_its_record_alone(
+    make: Make, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing reaches the caller; the loss is counted under the exception's name."""
+    handler = make()
+    handler.handle(logging.makeLogRecord({"msg": "%d", "args": ("x",)}))
+    log(handler, "fine")
+    assert path.read_text() == "fine\n"
+    assert handler.losses == {"TypeError": 1}
+    assert "TypeError" in capsys.readouterr().err
+
+
+def test_a_pipe_gets_lines_and_is_never_rotated(tmp_path: Path) -> None:
+    """A FIFO has no size."""
+    path, got = tmp_path / "fifo", []
+    os.mkfifo(path)
+    reader = threading.Thread(target=lambda: got.append(path.read_bytes()))
+    reader.start()
+    handler = RotatingJsonlHandler(path, maxBytes=1, backupCount=1)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log(handler, "one", "two")
+    handler.doRollover()
+    handler.close()
+    reader.join(DEADLINE_S)
+    assert got == [b"one\ntwo\n"]
+    assert os.listdir(tmp_path) == ["fifo"]
+
+
+def test_a_device_gets_lines_and_is_never_rotated() -> None:
+    """`/dev/null` stays where it is."""
+    handler = RotatingJsonlHandler(os.devnull, maxBytes=1, backupCount=1, when="S")
+    log(handler, "one", "two")
+    handler.close()
+    assert not handler.losses
+    assert not handler.failed_rotations
+
+
+# --- configured by data ---
+
+
+def test_a_dict_config_makes_it(tmp_path: Path) -> None:
+    """By its dotted name, with any of its parameters."""
+    path = tmp_path / "logs" / "run.jsonl"
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"json": {"()": "foundry_log.JsonFormatter"}},
+            "handlers": {
+                "file": {
+                    "class": "foundry_log.RotatingJsonlHandler",
+                    "formatter": "json",
+                    "filename": str(path),
+                    "maxBytes": 300,
+                    "stable_names": True,
+                }
+            },
+            "loggers": {"rotating.dict": {"level": "INFO", "handlers": ["file"]}},
+        }
+    )
+    for number in range(10):
+        logging.getLogger("rotating.dict").info("line %d", number)
+    assert [entry["message"] for entry in read_jsonl(path)] == [f"line {n}" for n in range(10)]
+    assert len(files(path)) > 2
+
+
+def test_an_ini_file_makes_it_with_positional_arguments(tmp_path: Path) -> None:
+    """`args` are the stdlib's, in its order."""
+    path, ini = tmp_path / "run.jsonl", tmp_path / "logging.ini"
+    ini.write_text(
+        f"""
+[loggers]
+keys = root,mine
+[handlers]
+keys = file
+[formatters]
+keys = json
+[logger_root]
+handlers =
+[logger_mine]
+qualname = rotating.ini
+level = INFO
+handlers = file
+[handler_file]
+class = foundry_log.RotatingJsonlHandler
+formatter = json
+args = ({str(path)!r}, "a", 300, 2)
+[formatter_json]
+class = foundry_log.JsonFormatter
+"""
+    )
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        logging.config.fileConfig(ini, disable_existing_loggers=False)
+    finally:
+        root.handlers[:] = before[0]
+        root.setLevel(before[1])
+    for number in range(10):
+        logging.getLogger("rotating.ini").info("line %d", number)
+    assert files(path) == ["logging.ini", "run.jsonl", "run.jsonl.1", "run.jsonl.2"]
+    assert list(read_jsonl(path))[-1]["message"] == "line 9"
+
+
+def test_a_queue_listener_writes_to_it(make: Make, path: Path) -> None:
+    """It is a Handler like any other."""
+    listener = logging.handlers.QueueListener(multiprocessing.get_context("spawn").Queue(), make())
+    listener.start()
+    listener.queue.put(logging.makeLogRecord({"msg": "queued"}))  # type: ignore[attr-defined]
+    listener.stop()
+    listener.queue.close()  # type: ignore[attr-defined]
+    listener.queue.join_thread()  # type: ignore[attr-defined]
+    assert path.read_text() == "queued\n"
+
+
+# --- rotation by size ---
+
+
+def test_numbered_names_are_the_stdlibs_to_the_byte(tmp_path: Path, make: Make, path: Path) -> None:
+    """The same records leave the same files with the same contents."""
+    (tmp_path / "std").mkdir()
+    stdlib = logging.handlers.RotatingFileHandler(
+        tmp_path / "std" / "run.jsonl", maxBytes=50, backupCount=3
+    )
+    ours, dice = make(maxBytes=50, backupCount=3), random.Random(1)
+    for number in range(60):
+        message = f"{number}" + "x" * dice.randrange(30)
+        log(stdlib, message)
+        log(ours, message)
+    stdlib.close()
+    assert [n for n in files(path) if n != "std"] == files(tmp_path / "std" / "run.jsonl")
+    for name in files(tmp_path / "std" / "run.jsonl"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "std" / name).read_bytes()
+
+
+@pytest.mark.parametrize("options", [{"maxBytes": 10}, {"backupCount": 3}, {}])
+def test_without_both_a_size_and_a_count_nothing_rotates(
+    make: Make, path: Path, options: dict[str, int]
+) -> None:
+    """As in the stdlib, with the stdlib's names."""
+    log(make(**options), *range(50))
+    assert files(path) == ["run.jsonl"]
+
+
+def test_stable_names_without_a_count_keep_every_file(make: Make, path: Path) -> None:
+    """Nothing is pruned unless it is asked for."""
+    log(make(maxBytes=10, stable_names=True), *range(100, 150))
+    assert [int(line) for line in history(path)] == list(range(100, 150))
+    assert len(files(path)) == 25
+
+
+def test_a_stable_name_never_changes_again(make: Make, path: Path) -> None:
+    """A hook that runs later finds the file it was told of."""
+    handler = make(maxBytes=10, stable_names=True)
+    seen: dict[str, str] = {}
+    for number in range(30):
+        log(handler, 100 + number)
+        for name in filenames.rotated_files(str(path)):
+            assert seen.setdefault(name, Path(name).read_text()) == Path(name).read_text()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 60), min_size=1, max_size=40),
+    limit=st.integers(1, 100),
+    stable=st.booleans(),
+    letter=st.sampled_from("xé€😀"),
+)
+def test_one_writer_exceeds_the_size_only_by_a_larger_record(
+    tmp_path_factory: pytest.TempPathFactory,
+    sizes: list[int],
+    limit: int,
+    stable: bool,
+    letter: str,
+) -> None:
+    """Sizes are bytes; a file is either within the limit or one single record."""
+    path = tmp_path_factory.mktemp("size") / "run.jsonl"
+    handler = RotatingJsonlHandler(path, maxBytes=limit, backupCount=100, stable_names=stable)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log(handler, *(letter * size for size in sizes))
+    handler.close()
+    assert history(path) == [letter * size for size in sizes]
+    for name in files(path):
+        content = (path.parent / name).read_bytes()
+        assert len(content) <= limit or content.count(b"\n") == 1
+
+
+def test_a_live_file_of_an_earlier_run_counts(make: Make, path: Path) -> None:
+    """The size is the file's, not what this handler wrote."""
+    path.write_text("x" * 95 + "\n")
+    log(make(maxBytes=100, backupCount=1), "12345")
+    assert path.read_text() == "12345\n"
+    assert files(path) == ["run.jsonl", "run.jsonl.1"]
+
+
+@pytest.mark.parametrize("name", ["a[1]*?", "über.log", "a.b.c.jsonl", ".hidden", "no suffix"])
+@pytest.mark.parametrize("stable", [True, False])
+def test_files_of_any_name_rotate(tmp_path: Path, name: str, stable: bool) -> None:
+    """Glob characters, dots, no suffix, other scripts."""
+    handler = RotatingJsonlHandler(tmp_path / name, maxBytes=1, backupCount=2, stable_names=stable)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log(handler, *range(6))
+    handler.close()
+    assert history(tmp_path / name) == ["3", "4", "5"]
+    assert len(files(tmp_path / name)) == 3
+
+
+# --- retention ---
+
+
+def test_a_count_keeps_the_newest_files(make: Make, path: Path) -> None:
+    """With both kinds of names."""
+    log(make(maxBytes=1, backupCount=3, stable_names=True), *range(9))
+    assert history(path) == ["5", "6", "7", "8"]
+
+
+def test_files_with_numbers_of_an_earlier_set_up_are_pruned_as_the_oldest(
+    make: Make, path: Path
+) -> None:
+    """A run that changes to stable names keeps its order."""
+    log(make(maxBytes=1, backupCount=3), *range(4))
+    log(make(maxBytes=1, backupCount=3, stable_names=True), 4, 5)
+    assert history(path) == ["2", "3", "4", "5"]
+
+
+def test_a_change_to_numbers_removes_nothing_that_is_stamped(make: Make, path: Path) -> None:
+    """The file that has just been rotated is not the oldest because of its name."""
+    stamped = make(maxBytes=1, backupCount=3, stable_names=True)
+    log(stamped, *range(4))
+    stamped.close()
+    log(make(maxBytes=1, backupCount=2), 4, 5, 6, 7)
+    assert sorted(history(path)) == ["0", "1", "2", "5", "6", "7"]
+
+
+def test_a_smaller_count_removes_the_numbers_beyond_it(make: Make, path: Path) -> None:
+    """`backupCount` is what is kept, also of an earlier set-up."""
+    log(make(maxBytes=1, backupCount=5), *range(6))
+    log(make(maxBytes=1, backupCount=2), 6)
+    assert history(path) == ["4", "5", "6"]
+
+
+def test_age_removes_what_was_last_written_longer_ago(make: Make, path: Path) -> None:
+    """At the next rotation; younger files stay."""
+    handler = make(maxBytes=1, stable_names=True, max_age_days=2)
+    log(handler, *range(4))
+    oldest, *others = filenames.rotated_files(str(path))
+    os.utime(oldest, (time.time() - 2.5 * 86_400,) * 2)
+    os.utime(others[0], (time.time() - 1.5 * 86_400,) * 2)
+    log(handler, 4)
+    assert history(path) == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("stable", [True, False])
+def test_a_file_that_a_slow_writer_has_open_is_not_pruned(
+    make: Make, path: Path, stable: bool
+) -> None:
+    """What that writer adds is found; once it has moved on, retention holds again."""
+    slow, fast = make(maxBytes=1, backupCount=1, stable_names=stable), None
+    log(slow, "first")
+    fast = make(maxBytes=1, backupCount=1, stable_names=stable)
+    log(fast, "a", "b", "c", "d")
+    slow._file.append(b"slow\n")
+    assert history(path) == ["first", "slow", "c", "d"]
+    slow.close()
+    log(fast, "e", "f")
+    assert history(path) == ["e", "f"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave a file to another user")
+def test_a_file_that_may_not_be_removed_does_not_stop_rotation() -> None:
+    """Another user's in a directory with the sticky bit: reported once, the others are pruned."""
+    script = """
+import logging, os, sys
+from foundry_log import RotatingJsonlHandler
+os.setgid(65534), os.setuid(65534)
+handler = RotatingJsonlHandler(sys.argv[1], maxBytes=1, backupCount=1, stable_names=True)
+handler.setFormatter(logging.Formatter("%(message)s"))
+for number in range(5):
+    handler.handle(logging.makeLogRecord({"msg": number}))
+print(dict(handler.losses), dict(handler.failed_rotations))
+"""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o1777)
+        path, foreign = Path(folder, "run.jsonl"), Path(folder, "run.20000101T000000000000Z.jsonl")
+        foreign.write_text("foreign\n")
+        foreign.chmod(0o666)
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True
+        )
+        assert history(path) == ["foreign", "3", "4"]
+    assert done.stdout.strip() == "{} {'PermissionError EPERM': 4}"
+    assert done.stderr.count("--- Logging error ---") == 1
+    assert str(foreign) in done.stderr
+
+
+def test_a_directory_of_a_rotated_files_name_does_not_stop_rotation(
+    make: Make, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What cannot be opened counts as in use, and stays."""
+    odd = path.with_name("run.20000101T000000000000Z.jsonl")
+    handler = make(maxBytes=1, backupCount=1, stable_names=True, max_age_days=1)
+    odd.mkdir()
+    os.utime(odd, (0, 0))
+    log(handler, *range(5))
+    assert not handler.losses
+    assert history_of_files(path) == ["3", "4"]
+    assert capsys.readouterr().err == ""
+
+
+def history_of_files(path: Path) -> list[str]:
+    names = [*filenames.rotated_files(str(path)), str(path)]
+    return [line for n in names if os.path.isfile(n) for line in Path(n).read_text().splitlines()]
+
+
+def test_an_explicit_rollover_without_a_count_removes_nothing(make: Make, path: Path) -> None:
+    """`backupCount=0` never rotates with the stdlib's names, and never prunes."""
+    handler = make()
+    log(handler, "x")
+    Path(f"{path}.1").write_text("precious\n")
+    handler.doRollover()
+    assert history(path) == ["precious", "x"]
+
+
+# --- rotation by time ---
+
+
+def rewind(handler: RotatingJsonlHandler, path: Path, seconds: float) -> None:
+    """Let the file be one that was last written `seconds` ago, as a handler finds it."""
+    handler.close()
+    os.utime(path, (time.time() - seconds,) * 2)
+
+
+@pytest.mark.parametrize(("when", "age"), [("H", 3600), ("midnight", 86_400), ("W0", 7 * 86_400)])
+def test_a_file_of_an_earlier_period_is_rotated_at_the_next_record(
+    make: Make, path: Path, when: str, age: float
+) -> None:
+    """Also when no process ran at the boundary."""
+    handler = make(when=when, backupCount=2)
+    log(handler, "old")
+    rewind(handler, path, age)
+    log(handler, "new")
+    assert Path(f"{path}.1").read_text() == "old\n"
+    assert path.read_text() == "new\n"
+
+
+def test_a_file_of_this_period_is_written_on(make: Make, path: Path) -> None:
+    """A restart is no reason to rotate."""
+    handler = make(when="D", interval=400, utc=True, backupCount=2)
+    log(handler, "old")
+    handler.close()
+    log(handler, "new")
+    assert path.read_text() == "old\nnew\n"
+
+
+def test_one_of_several_writers_rotates_at_a_boundary(make: Make, path: Path) -> None:
+    """The others follow: one rotated file, no matter how many reach the boundary."""
+    writers = [make(when="H", stable_names=True) for _ in range(4)]
+    for writer in writers:
+        log(writer, "old")
+        writer._due_at = 0.0  # the hour is over
+    for writer in writers:
+        log(writer, "new")
+    assert len(filenames.rotated_files(str(path))) == 1
+    assert path.read_text() == "new\n" * 4
+
+
+def test_seconds_pass_for_a_real_clock(make: Make, path: Path) -> None:
+    """The boundary of a running handler comes by itself."""
+    handler = make(when="S", stable_names=True)
+    log(handler, "old")
+    deadline = time.monotonic() + DEADLINE_S
+    while not filenames.rotated_files(str(path)):
+        assert time.monotonic() < deadline
+        log(handler, "new")
+    assert history(path)[0] == "old"
+
+
+def test_a_clock_that_steps_back_keeps_the_order_of_names(make: Make, path: Path) -> None:
+    """A file rotated after one "of tomorrow" sorts behind it."""
+    log(make(maxBytes=1, stable_names=True), "0")
+    tomorrow = filenames.stamped_name(str(path), time.time() + 86_400)
+    Path(tomorrow).write_text("from tomorrow\n")
+    log(make(maxBytes=1, stable_names=True), "1", "2")
+    assert history(path) == ["from tomorrow", "0", "1", "2"]
+
+
+# --- what users override ---
+
+
+def test_should_rollover_of_a_subclass_is_asked_before_every_record(make: Make, path: Path) -> None:
+    """Whatever the size."""
+
+    class ByText(RotatingJsonlHandler):
+        def shouldRollover(self, record: logging.LogRecord) -> bool:
+            return "cut" in record.getMessage()
+
+    log(make(cls=ByText, backupCount=5), "a", "cut", "b", "cut")
+    assert [Path(f"{path}.{n}").read_text() for n in (2, 1)] == ["a\n", "cut\nb\n"]
+    assert path.read_text() == "cut\n"
+
+
+def test_should_rollover_of_an_instance_is_asked_too(make: Make, path: Path) -> None:
+    """Where somebody patches one handler."""
+    handler = make(backupCount=5)
+    handler.shouldRollover = lambda record: record.getMessage() == "2"
+    log(handler, 1, 2, 3)
+    assert path.read_text() == "2\n3\n"
+
+
+def test_should_rollover_can_be_asked_from_outside(make: Make, path: Path) -> None:
+    """It answers for the record's encoded length, also before the file is open."""
+    handler = make(maxBytes=9, backupCount=1, delay=True, encoding="latin-1")
+    path.write_text("1234\n")
+    for message, answer in [("123", False), ("ééé", False), ("1234", True), ("\ud800", True)]:
+        assert handler.shouldRollover(logging.makeLogRecord({"msg": message})) is answer
+    assert make(delay=True).shouldRollover(logging.makeLogRecord({"msg": "x"})) is False
+
+
+def test_do_rollover_of_a_subclass_is_called(make: Make, path: Path) -> None:
+    """With super() it is ours and something more."""
+    calls = []
+
+    class Counting(RotatingJsonlHandler):
+        def doRollover(self) -> None:
+            super().doRollover()
+            calls.append(files(path))
+
+    log(make(cls=Counting, maxBytes=1, backupCount=1), 1, 2)
+    assert calls == [["run.jsonl", "run.jsonl.1"]]
+
+
+def test_do_rollover_that_does_without_ours_is_followed_at_once(make: Make, path: Path) -> None:
+    """A subclass written for the stdlib's handler renames the file itself."""
+
+    class Renaming(RotatingJsonlHandler):
+        def doRollover(self) -> None:
+            os.rename(self.baseFilename, self.baseFilename + ".mine")
+
+    log(make(cls=Renaming, maxBytes=1, backupCount=1), 1, 2)
+    assert Path(f"{path}.mine").read_text() == "1\n"
+    assert path.read_text() == "2\n"
+
+
+def test_namer_and_rotator_of_the_stdlibs_cookbook_work(make: Make, path: Path) -> None:
+    """Compressed on rotation, numbers shifting: Logging Cookbook, "rotator and namer"."""
+    handler = make(maxBytes=1, backupCount=3)
+    handler.namer = lambda name: name + ".gz"
+
+    def compress(source: str, target: str) -> None:
+        if source.endswith(".gz"):
+            os.rename(source, target)
+            return
+        with open(source, "rb") as plain, gzip.open(target, "wb") as packed:
+            shutil.copyfileobj(plain, packed)
+        os.remove(source)
+
+    handler.rotator = compress
+    log(handler, *range(6))
+    assert files(path) == ["run.jsonl", *(f"run.jsonl.{n}.gz" for n in (1, 2, 3))]
+    for number, content in [(1, b"4\n"), (2, b"3\n"), (3, b"2\n")]:
+        assert gzip.decompress(Path(f"{path}.{number}.gz").read_bytes()) == content
+    assert not handler.losses
+
+
+def test_rotation_filename_and_rotate_of_a_subclass_are_used(make: Make, path: Path) -> None:
+    """The stdlib's two other hooks."""
+
+    class Hooks(RotatingJsonlHandler):
+        def rotation_filename(self, default_name: str) -> str:
+            return default_name + "-x"
+
+        def rotate(self, source: str, dest: str) -> None:
+            os.rename(source, dest + "y")
+
+    log(make(cls=Hooks, maxBytes=1, backupCount=1), 1, 2)
+    assert files(path) == ["run.jsonl", "run.jsonl.1-xy"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), ValueError("broken")])
+def test_a_rotation_that_fails_loses_no_record_and_is_reported_once(
+    make: Make, path: Path, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    """Whatever a rotator raises, the old file is written on."""
+    handler = make(maxBytes=1, backupCount=1)
+
+    def fail(source: str, target: str) -> None:
+        raise error
+
+    handler.rotator = fail
+    log(handler, 1, 2, 3)
+    handler._no_rotation_before = 0.0  # the pause between attempts is over
+    log(handler, 4)
+    assert path.read_text() == "1\n2\n3\n4\n"
+    assert not handler.losses
+    assert handler.failed_rotations.total() == 2
+    assert capsys.readouterr().err.count("--- Logging error ---") == 1
+
+
+def test_a_rotation_that_succeeds_again_ends_the_trouble(make: Make, path: Path) -> None:
+    """The next attempt rotates everything that had piled up."""
+    handler = make(maxBytes=1, backupCount=1)
+    handler.rotator = lambda source, target: os.rename(source, "/missing/x")
+    with contextlib.redirect_stderr(None):
+        log(handler, 1, 2)
+    handler.rotator = None
+    handler._no_rotation_before = 0.0
+    log(handler, 3)
+    assert Path(f"{path}.1").read_text() == "1\n2\n"
+    assert path.read_text() == "3\n"
+
+
+def test_a_rotator_that_fails_after_it_took_the_file_away_loses_no_record(
+    make: Make, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The record goes to a new live file, not into the removed one."""
+    handler = make(maxBytes=1, backupCount=1)
+
+    def half(source: str, target: str) -> None:
+        shutil.copy(source, target)
+        os.remove(source)
+        raise OSError("half-way")
+
+    handler.rotator = half
+    log(handler, 1, 2)
+    assert history(path) == ["1", "2"]
+    assert capsys.readouterr().err.count("--- Logging error ---") == 1
+
+
+def test_a_planted_name_with_an_impossible_date_does_not_stop_rotation(
+    make: Make, path: Path
+) -> None:
+    """A stranger's file cannot cost records."""
+    stranger = path.with_name("run.99999999T999999999999Z.jsonl")
+    stranger.touch()
+    log(make(maxBytes=1, stable_names=True), 1, 2)
+    assert history(path) == ["1", "2"]
+    assert stranger.exists()
+
+
+# --- what others do to the file ---
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_file_renamed_by_somebody_is_followed_within_a_second(
+    make: Make, path: Path, create: bool
+) -> None:
+    """logrotate, with its `create` or without: until then lines go to the renamed file."""
+    handler = make()
+    log(handler, "one")
+    os.rename(path, f"{path}.old")
+    if create:
+        path.touch()
+    log(handler, "two")
+    expire_look(handler)
+    log(handler, "three")
+    assert Path(f"{path}.old").read_text() == "one\ntwo\n"
+    assert path.read_text() == "three\n"
+
+
+def test_a_deleted_file_is_made_again_within_a_second_of_the_real_clock(
+    make: Make, path: Path
+) -> None:
+    """No hand on the handler's clock here."""
+    handler = make()
+    log(handler, "one")
+    os.remove(path)
+    deadline = time.monotonic() + DEADLINE_S
+    while not path.exists():
+        assert time.monotonic() < deadline
+        log(handler, "two")
+    assert path.read_text() == "two\n"
+
+
+def test_a_removed_directory_is_made_again(make: Make, path: Path, tmp_path: Path) -> None:
+    """With the file in it."""
+    handler = make()
+    log(handler, "one")
+    shutil.rmtree(tmp_path)
+    expire_look(handler)
+    log(handler, "two")
+    assert path.read_text() == "two\n"
+
+
+def test_a_truncated_file_is_written_on_from_its_start(make: Make, path: Path) -> None:
+    """As after `copytruncate`: no hole, and the size begins anew."""
+    handler = make(maxBytes=1000, backupCount=1)
+    log(handler, "x" * 900)
+    os.truncate(path, 0)
+    log(handler, "y" * 50, "z" * 900)
+    assert history(path) == ["y" * 50, "z" * 900]
+
+
+def test_records_go_to_the_renamed_file_while_no_new_one_can_be_opened(
+    make: Make, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With no descriptor left a move cannot be followed; nothing is lost, once it is reported."""
+    handler = make()
+    log(handler, "one")
+    os.rename(path, f"{path}.old")
+    expire_look(handler)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) - 1, hard))
+    try:
+        log(handler, "two", "three")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    log(handler, "four")
+    assert Path(f"{path}.old").read_text() == "one\ntwo\nthree\n"
+    assert path.read_text() == "four\n"
+    assert handler.failed_rotations == {"OSError EMFILE": 2}
+    assert not handler.losses
+    assert capsys.readouterr().err.count("--- Logging error ---") == 1
+
+
+def test_records_are_counted_while_the_file_is_gone_and_none_can_be_made(
+    make: Make, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A removed file is no place to write to: every record is counted, none silently lost."""
+    handler = make()
+    log(handler, "one")
+    shutil.rmtree(tmp_path)
+    tmp_path.touch()
+    expire_look(handler)
+    log(handler, "two", "three")
+    assert sum(handler.losses.values()) == 2
+    tmp_path.unlink()
+    log(handler, "four")
+    assert path.read_text() == "four\n"
+    handler.close()
+    report = capsys.readouterr().err
+    assert report.count("--- Logging error ---") == 1
+    assert "lost 2 records" in report
+
+
+def test_a_full_disk_is_counted_and_writing_resumes(path: Path) -> None:
+    """RLIMIT_FSIZE in a process of its own: no fragment, one report, a summary at close."""
+    script = """
+import logging, resource, sys
+from foundry_log import RotatingJsonlHandler
+handler = RotatingJsonlHandler(sys.argv[1])
+handler.setFormatter(logging.Formatter('{"text": "%(message)s"}'))
+def log(text):
+    handler.handle(logging.makeLogRecord({"msg": text}))
+log("before")
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+for _ in range(5):
+    log("x" * 90)
+log("short")
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+log("after")
+handler.close()
+print(dict(handler.losses))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True
+    )
+    texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
+    assert texts[0] == "before"
+    assert texts[-1] == "after"
+    assert set(texts) <= {"before", "short", "after"}
+    lost = 5 + ("short" not in texts)
+    assert done.stdout.strip() == str({"OSError EFBIG": lost})
+    assert done.stderr.count("--- Logging error ---") == 1
+    assert f"lost {lost} records" in done.stderr
+
+
+# --- many writers ---
+
+
+def write_many(
+    path: str, writer: int, options: dict[str, Any], size: int, count: int, threads: int
+) -> None:
+    """Log `count` records of each thread; note each in a file beside once its call returned."""
+    handler = RotatingJsonlHandler(path, **options)
+    handler.setFormatter(JsonFormatter("%(message)s"))
+    logger = logging.Logger("writer")
+    logger.addHandler(handler)
+    notes = os.open(f"{path}.acknowledged-{writer}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def run(thread: int) -> None:
+        for number in range(count):
+            name = f"{writer}-{thread}-{number}"
+            logger.info("%s %s", name, "x" * size)
+            if not handler.losses:
+                os.write(notes, name.encode() + b"\n")
+
+    crew = [threading.Thread(target=run, args=(thread,)) for thread in range(threads)]
+    for thread in crew:
+        thread.start()
+    for thread in crew:
+        thread.join()
+    handler.close()
+    os.close(notes)
+
+
+def acknowledged(path: Path) -> list[str]:
+    names: list[str] = []
+    for notes in path.parent.glob("*.acknowledged-*"):
+        names += notes.read_text().splitlines()
+    return names
+
+
+def assert_conserved(path: Path) -> tuple[int, int]:
+    """Check that what was acknowledged stands exactly once; return its number and the fragments."""
+    reader = read_jsonl(path)
+    found = Counter(entry["message"].split(" ")[0] for entry in reader)
+    told = acknowledged(path)
+    assert len(told) == len(set(told))
+    assert [name for name in told if found[name] != 1] == []
+    assert [name for name, count in found.items() if count != 1] == []
+    return len(told), reader.skipped
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("stable", [True, False])
+def test_every_record_of_many_processes_and_threads_stands_once(
+    path: Path, method: str, stable: bool
+) -> None:
+    """Rotating all the while; a file exceeds its size by at most a record of each writer."""
+    options = {"maxBytes": 20_000, "backupCount": 700, "stable_names": stable}
+    context = multiprocessing.get_context(method)
+    crew = [
+        context.Process(target=write_many, args=(str(path), writer, options, 200, 250, 2))
+        for writer in range(4)
+    ]
+    for process in crew:
+        process.start()
+    for process in crew:
+        process.join(DEADLINE_S)
+        assert process.exitcode == 0
+    told, fragments = assert_conserved(path)
+    assert (told, fragments) == (4 * 2 * 250, 0)
+    rotated = filenames.rotated_files(str(path))
+    assert len(rotated) > 10
+    longest = max(len(line) for name in rotated for line in Path(name).read_bytes().split(b"\n"))
+    assert max(map(os.path.getsize, rotated)) <= 20_000 + 8 * longest
+
+
+def test_a_handler_made_before_the_fork_serves_parent_and_children(make: Make, path: Path) -> None:
+    """Each process opens descriptors of its own; rotation in one leaves the others whole."""
+    handler = make(maxBytes=2_000, backupCount=500, stable_names=True)
+    log(handler, "parent-before")
+    children = []
+    for child in range(3):
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                log(handler, *(f"child-{child}-{number}" for number in range(200)))
+                status = 0 if not handler.losses else 2
+            finally:
+                os._exit(status)
+        children.append(pid)
+    log(handler, *(f"parent-{number}" for number in range(200)))
+    for pid in children:
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    expected = {"parent-before", *(f"parent-{n}" for n in range(200))}
+    expected |= {f"child-{c}-{n}" for c in range(3) for n in range(200)}
+    lines = history(path)
+    assert len(lines) == len(expected)
+    assert set(lines) == expected
+
+
+def test_forks_while_other_threads_write_leave_every_child_able_to_write(path: Path) -> None:
+    """A fork may fall into a write or a rotation: no deadlock, no loss.
+
+    In a process of its own, since Python warns of forks beside threads.
+    """
+    script = """
+import logging, os, sys, threading, warnings
+from foundry_log import RotatingJsonlHandler
+warnings.simplefilter("ignore")
+handler = RotatingJsonlHandler(sys.argv[1], maxBytes=500, stable_names=True)
+handler.setFormatter(logging.Formatter('"%(message)s"'))
+stop, written = threading.Event(), [0, 0]
+def log(text):
+    handler.handle(logging.makeLogRecord({"msg": text}))
+def write(thread):
+    while not stop.is_set():
+        log(f"thread-{thread}-{written[thread]}")
+        written[thread] += 1
+crew = [threading.Thread(target=write, args=(n,)) for n in range(2)]
+for thread in crew: thread.start()
+for child in range(25):
+    pid = os.fork()
+    if pid == 0:
+        for number in range(20): log(f"child-{child}-{number}")
+        os._exit(bool(handler.losses))
+    assert os.waitpid(pid, 0)[1] == 0
+stop.set()
+for thread in crew: thread.join()
+assert not handler.losses and not handler.failed_rotations
+print(*written)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    counts = [int(count) for count in done.stdout.split()]
+    expected = [f'"child-{child}-{number}"' for child in range(25) for number in range(20)]
+    expected += [f'"thread-{t}-{n}"' for t, count in enumerate(counts) for n in range(count)]
+    assert Counter(history(path)) == Counter(expected)
+
+
+@pytest.mark.parametrize(("size", "kills"), [(100, 8), (5_000, 8), (150_000, 12)])
+@pytest.mark.parametrize("stable", [True, False])
+def test_no_acknowledged_record_is_lost_doubled_or_glued_when_writers_are_killed(
+    path: Path, size: int, kills: int, stable: bool
+) -> None:
+    """SIGKILL at any moment, rotation included; survivors and successors write on."""
+    options = {"maxBytes": max(20_000, 4 * size), "backupCount": 700, "stable_names": stable}
+    context = multiprocessing.get_context("fork")
+    dice, crew, started = random.Random(size), [], 0
+
+    def start() -> None:
+        nonlocal started
+        arguments = (str(path), started, options, size, 10**9, 2)
+        crew.append(context.Process(target=write_many, args=arguments))
+        crew[-1].start()
+        started += 1
+
+    for _ in range(3):
+        start()
+    try:
+        for _ in range(kills):
+            goal = len(acknowledged(path)) + dice.randrange(10, 60)
+            deadline = time.monotonic() + DEADLINE_S
+            while len(acknowledged(path)) < goal:
+                assert time.monotonic() < deadline, "the writers hang"
+                time.sleep(0.0005)
+            victim = crew.pop(dice.randrange(len(crew)))
+            os.kill(victim.pid or 0, signal.SIGKILL)
+            victim.join(DEADLINE_S)
+            start()
+    finally:
+        for process in crew:
+            process.kill()
+            process.join(DEADLINE_S)
+    told, _ = assert_conserved(path)
+    assert told >= 10 * kills
+
+
+def test_the_conservation_check_sees_a_lost_a_doubled_and_a_glued_record(path: Path) -> None:
+    """The checker is checked: each fault turns it red."""
+    path.with_name("run.jsonl.acknowledged-0").write_text("a\nb\n")
+    sound = b'{"message": "a x"}\n{"message": "b x"}\n'
+    path.write_bytes(sound)
+    assert assert_conserved(path) == (2, 0)
+    for broken in (
+        sound[:19],
+        sound + sound[:19],
+        b'{"message": "a ' + sound,
+        sound.replace(b"}\n{", b"}{"),
+    ):
+        path.write_bytes(broken)
+        with pytest.raises(AssertionError):
+            assert_conserved(path)
+
+
+def test_the_lock_of_a_rotated_file_is_its_writers_life_sign(make: Make, path: Path) -> None:
+    """Who compresses or ships a rotated file asks for it first."""
+    slow = make(maxBytes=1, stable_names=True)
+    log(slow, "x")
+    log(make(maxBytes=1, stable_names=True), "y")
+    (rotated,) = filenames.rotated_files(str(path))
+    assert locks.in_use(rotated)
+    expire_look(slow)
+    log(slow, "z")
+    assert not locks.in_use(rotated)
