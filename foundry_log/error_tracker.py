@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import threading
@@ -104,15 +105,18 @@ class ErrorTracker:
     def get_recent_errors(self, n: int = 10) -> list[dict[str, Any]]:
         """Return the last `n` entries, newest first.
 
-        From memory, as far as it reaches; where more are asked for, from the end of the file, which
-        has those of earlier processes too.
+        From the end of the file, which has those of other and earlier processes too; from memory
+        where the file is not the whole truth: lines were lost, or it has been removed.
         """
         with self._lock:
-            recent = list(self._recent)[::-1][: max(n, 0)]
-        if len(recent) < n and not self._handler.losses:
+            recent = copy.deepcopy(list(self._recent)[::-1][: max(n, 0)])
+        if self._handler.losses:
+            return recent
+        try:
             stored = tail_jsonl(self.errors_file, n)
-            return stored if len(stored) > len(recent) else recent
-        return recent
+        except OSError:
+            return recent
+        return stored if len(stored) >= len(recent) else recent
 
     def close(self) -> None:
         """Close the file; a later error opens it again."""
@@ -126,7 +130,7 @@ class ErrorTracker:
             "error_type": kind,
             "error_message": message,
             "traceback": traceback_text(error),
-            "context": to_plain(dict(context or {})),
+            "context": _plain_context(context),
         }
         record = entry_record(self.logger.name, logging.ERROR, f"{kind}: {message}", entry)
         with self._lock:
@@ -141,6 +145,11 @@ class ErrorTracker:
             extra={"error_context": entry["context"]} if entry["context"] else None,
             stacklevel=stacklevel,
         )
+
+
+def _plain_context(context: Mapping[str, Any] | None) -> dict[str, Any]:
+    plain = to_plain({} if context is None else context)
+    return plain if isinstance(plain, dict) else {"value": plain}
 
 
 class Catcher:
@@ -173,6 +182,7 @@ class Catcher:
         return not self._reraise
 
     def __call__(self, function: Function) -> Function:
+        """Return `function`, each call inside a block of its own."""
         return run_inside(
             lambda: Catcher(self._tracker, self._exceptions, self._context, self._reraise),
             function,

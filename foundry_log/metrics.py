@@ -24,14 +24,15 @@ _log = logging.getLogger("foundry_log.metrics")
 class MetricsLogger:
     """Writes the metrics of a run to `<output_dir>/metrics.jsonl`.
 
-    A line stands in the file when the call returns, whatever levels, `logging.disable` or somebody's
+    A line stands in the file when the call returns, whatever levels, `logging.disable` or a
     `dictConfig` do: the logger owns its file. The same record is then offered to the logger
     `foundry_log.metrics.<experiment>`, which does not propagate; put a handler there to send
-    metrics elsewhere. Its record carries the line's fields as `record.foundry_entry`.
+    metrics elsewhere. Its record carries a copy of the line's fields as `record.foundry_entry`.
 
     NaN and infinities are written as null with their names beside them, and read back as floats.
-    Safe from several threads, and from several processes that write the same file. Calls never
-    raise; what could not be written is counted in `losses` and reported once per cause.
+    Safe from several threads, and from several processes that write the same file. Logging
+    never raises; what could not be written is counted in `losses` and reported once per cause.
+    Questions raise OSError where a file cannot be read.
 
     Args:
         experiment_name: of the run.
@@ -69,17 +70,17 @@ class MetricsLogger:
             metrics: name to number, or to anything that JSON can be made of; scalars of numpy and
                 torch become numbers.
         """
-        plain = to_plain(metrics)
-        self._write(f"Step {step}", {"step": step, "epoch": epoch, "metrics": plain})
+        entry = to_plain({"step": step, "epoch": epoch, "metrics": metrics})
+        self._write(f"Step {entry['step']}", entry)
         if _log.isEnabledFor(logging.INFO):
-            _log.info("Step %s: %s", step, _listed(plain), stacklevel=2)
+            _log.info("Step %s: %s", entry["step"], _listed(entry["metrics"]), stacklevel=2)
 
     def log_epoch_summary(self, epoch: int, summary: Mapping[str, Any]) -> None:
         """Write `{"timestamp", "epoch", "summary"}` and log `Epoch …` at INFO."""
-        plain = to_plain(summary)
-        self._write(f"Epoch {epoch}", {"epoch": epoch, "summary": plain})
+        entry = to_plain({"epoch": epoch, "summary": summary})
+        self._write(f"Epoch {entry['epoch']}", entry)
         if _log.isEnabledFor(logging.INFO):
-            _log.info("Epoch %s: %s", epoch, _listed(plain), stacklevel=2)
+            _log.info("Epoch %s: %s", entry["epoch"], _listed(entry["summary"]), stacklevel=2)
 
     def get_metrics_history(self) -> list[dict[str, Any]]:
         """Return all entries of the file and of its rotated files, oldest first."""
@@ -145,8 +146,15 @@ class _Index:
         if not isinstance(metrics, dict):
             return
         for name, value in metrics.items():
-            if isinstance(value, (int, float)) and math.isfinite(value):
+            if isinstance(value, (int, float)) and _is_finite(value):
                 self._stats.setdefault(name, RunningStats()).add(value)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the floats
+        return False
 
 
 def _listed(values: Any) -> str:

@@ -91,6 +91,7 @@ class PerformanceLogger:
         name.
 
         Args:
+            name: of the timer.
             percentiles: each above 0 and at most 100.
 
         Raises:
@@ -186,6 +187,8 @@ class _Total:
         self.min_ns = self.max_ns = self._sum_ns = self._squares_ns = self._kept_ns = 0
         for seconds in durations:
             self._take(_nanoseconds(seconds))
+        if not all(map(math.isfinite, durations)):
+            self._kept = -1  # a caller's NaN has no sum: the list is what counts
 
     def add(self, ns: int) -> None:
         self.durations.append(ns / _NS)
@@ -236,7 +239,8 @@ class _Total:
 
 
 def _nanoseconds(seconds: float) -> int:
-    return round(seconds * _NS)  # exact for what was made by dividing, up to 50 days
+    # Exact for what was made by dividing, up to 50 days.
+    return round(seconds * _NS) if math.isfinite(seconds) else 0
 
 
 class TimedBlock:
@@ -274,4 +278,5 @@ class TimedBlock:
             )
 
     def __call__(self, function: Function) -> Function:
+        """Return `function`, each call timed by a block of its own."""
         return run_inside(lambda: TimedBlock(self._owner, self._name, self._level), function)

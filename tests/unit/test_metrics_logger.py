@@ -1,0 +1,592 @@
+"""MetricsLogger: every case of the specification, and what its file is promised to survive."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import logging.handlers
+import math
+import multiprocessing
+import queue
+import statistics
+import threading
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foundry_log import MetricsLogger, RotatingJsonlHandler, filenames
+
+pytestmark = pytest.mark.unit
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    def refuse(text: str) -> None:
+        raise AssertionError(f"{text} is no JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+
+
+def human(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Return the lines for people; pytest 9 catches what does not propagate too."""
+    return [record for record in caplog.records if record.name == "foundry_log.metrics"]
+
+
+class Keeping(logging.Handler):
+    """A sink that keeps its records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture
+def sink(metrics_logger: MetricsLogger) -> Iterator[Keeping]:
+    keeping = Keeping()
+    logger = logging.getLogger("foundry_log.metrics.test_exp")
+    logger.addHandler(keeping)
+    yield keeping
+    logger.removeHandler(keeping)
+
+
+class TestMetricsLoggerBasics:
+    def test_creates_metrics_file(self, tmp_path: Path) -> None:
+        """
+        GIVEN: A directory that does not exist
+        WHEN: Creating a MetricsLogger for it
+        THEN: The directory is made and the file's path is known.
+        """
+        metrics = MetricsLogger("exp", str(tmp_path / "a" / "b"))
+        assert metrics.experiment_name == "exp"
+        assert metrics.output_dir == tmp_path / "a" / "b"
+        assert metrics.metrics_file == tmp_path / "a" / "b" / "metrics.jsonl"
+        assert metrics.output_dir.is_dir()
+
+    def test_log_step_writes_jsonl(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: A MetricsLogger
+        WHEN: Logging one step
+        THEN: One line of JSON holds step, epoch, metrics and a time stamp with its zone.
+        """
+        metrics_logger.log_step(100, 2, {"loss": 2.5, "lr": 1e-4})
+        (entry,) = lines(metrics_logger.metrics_file)
+        stamp = datetime.fromisoformat(entry.pop("timestamp"))
+        assert stamp.utcoffset() == timedelta(0)
+        assert entry == {"step": 100, "epoch": 2, "metrics": {"loss": 2.5, "lr": 1e-4}}
+
+    def test_log_step_appends_to_file(self, metrics_logger: MetricsLogger, tmp_path: Path) -> None:
+        """
+        GIVEN: A file with a step in it
+        WHEN: Logging more, also from a second MetricsLogger
+        THEN: Nothing is overwritten.
+        """
+        metrics_logger.log_step(1, 0, {"loss": 3.0})
+        metrics_logger.log_step(2, 0, {"loss": 2.0})
+        again = MetricsLogger("test_exp", tmp_path)
+        again.log_step(3, 0, {"loss": 1.0})
+        again.close()
+        assert [entry["step"] for entry in lines(metrics_logger.metrics_file)] == [1, 2, 3]
+
+    def test_a_line_stands_in_the_file_when_the_call_returns(
+        self, metrics_logger: MetricsLogger
+    ) -> None:
+        """
+        GIVEN: A MetricsLogger that stays open
+        WHEN: Reading the file after each step
+        THEN: The step is there.
+        """
+        for step in range(3):
+            metrics_logger.log_step(step, 0, {})
+            assert len(lines(metrics_logger.metrics_file)) == step + 1
+
+    def test_close_twice_and_log_again(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: A MetricsLogger that was closed twice
+        WHEN: Logging a step
+        THEN: The file is opened again.
+        """
+        metrics_logger.close()
+        metrics_logger.close()
+        metrics_logger.log_step(1, 0, {})
+        assert len(metrics_logger.get_metrics_history()) == 1
+
+
+class TestMetricsLoggerAggregation:
+    def test_log_epoch_summary(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: Steps of an epoch
+        WHEN: Logging its summary
+        THEN: A line with epoch and summary, and no step, follows.
+        """
+        metrics_logger.log_step(1, 1, {"loss": 2.0})
+        metrics_logger.log_epoch_summary(1, {"avg_loss": 2.0, "steps": 1})
+        entry = lines(metrics_logger.metrics_file)[-1]
+        assert set(entry) == {"timestamp", "epoch", "summary"}
+        assert (entry["epoch"], entry["summary"]) == (1, {"avg_loss": 2.0, "steps": 1})
+
+    def test_get_metrics_history(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: Several steps and a summary
+        WHEN: Asking for the history
+        THEN: All entries come in the order they were written.
+        """
+        for step in range(5):
+            metrics_logger.log_step(step, 0, {"loss": step * 0.5})
+        metrics_logger.log_epoch_summary(0, {"n": 5})
+        history = metrics_logger.get_metrics_history()
+        assert [entry.get("step") for entry in history] == [0, 1, 2, 3, 4, None]
+        assert history[3]["metrics"] == {"loss": 1.5}
+
+    def test_history_without_a_file_is_empty(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: Nothing logged
+        WHEN: Asking
+        THEN: Empty answers, and no file comes to be.
+        """
+        assert metrics_logger.get_metrics_history() == []
+        assert metrics_logger.get_metrics_for_steps(0, 9) == []
+        assert metrics_logger.compute_statistics("loss") == {}
+        assert not metrics_logger.metrics_file.exists()
+
+    def test_get_metrics_for_steps(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: Steps 0 to 1000 by hundreds, and a summary
+        WHEN: Asking for 200 to 500
+        THEN: Both ends are included, and the summary, which has no step, is not.
+        """
+        for step in range(0, 1001, 100):
+            metrics_logger.log_step(step, 0, {"loss": 1.0})
+        metrics_logger.log_epoch_summary(0, {"loss": 1.0})
+        found = metrics_logger.get_metrics_for_steps(200, 500)
+        assert [entry["step"] for entry in found] == [200, 300, 400, 500]
+
+    def test_compute_statistics(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: Several losses
+        WHEN: Computing their statistics
+        THEN: Count, mean, extremes and the sample standard deviation.
+        """
+        losses = [3.0, 2.5, 2.0, 1.5, 1.25]
+        for step, loss in enumerate(losses):
+            metrics_logger.log_step(step, 0, {"loss": loss})
+        metrics_logger.log_epoch_summary(0, {"loss": 99.0})
+        result = metrics_logger.compute_statistics("loss")
+        assert set(result) == {"count", "mean", "min", "max", "std"}
+        assert (result["count"], result["min"], result["max"]) == (5, 1.25, 3.0)
+        assert result["mean"] == pytest.approx(statistics.mean(losses))
+        assert result["std"] == pytest.approx(statistics.stdev(losses))
+
+    def test_statistics_of_one_value_have_no_spread(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: One value
+        WHEN: Computing statistics
+        THEN: std is 0.0.
+        """
+        metrics_logger.log_step(0, 0, {"loss": 2.0})
+        assert metrics_logger.compute_statistics("loss") == {
+            "count": 1,
+            "mean": 2.0,
+            "min": 2.0,
+            "max": 2.0,
+            "std": 0.0,
+        }
+
+    def test_statistics_take_finite_numbers_alone(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: NaN, infinities, text, lists and an integer beyond the floats among the values
+        WHEN: Computing statistics, twice
+        THEN: Only the finite numbers count, and the question itself never fails.
+        """
+        for value in (1.0, math.nan, math.inf, -math.inf, "x", None, [2.0], 10**400, 3):
+            metrics_logger.log_step(0, 0, {"loss": value})
+        for _ in range(2):
+            result = metrics_logger.compute_statistics("loss")
+            assert (result["count"], result["mean"]) == (2, 2.0)
+
+    def test_statistics_read_only_what_is_new(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: Statistics that were computed once
+        WHEN: The old lines are spoiled in place and a step is added
+        THEN: The old values still count: they are not read again.
+        """
+        for step in range(50):
+            metrics_logger.log_step(step, 0, {"loss": 1.0})
+        assert metrics_logger.compute_statistics("loss")["count"] == 50
+        size = metrics_logger.metrics_file.stat().st_size
+        with open(metrics_logger.metrics_file, "r+b") as file:
+            file.seek(200)
+            file.write(b"#" * (size - 300))
+        metrics_logger.log_step(50, 0, {"loss": 3.0})
+        result = metrics_logger.compute_statistics("loss")
+        assert (result["count"], result["max"]) == (51, 3.0)
+
+    def test_statistics_count_every_process_of_the_run(
+        self, metrics_logger: MetricsLogger, tmp_path: Path
+    ) -> None:
+        """
+        GIVEN: Steps of an earlier MetricsLogger, and of another one between two questions
+        WHEN: Computing statistics
+        THEN: They are of the whole history, for each metric.
+        """
+        earlier = MetricsLogger("test_exp", tmp_path)
+        earlier.log_step(0, 0, {"loss": 1.0})
+        assert metrics_logger.compute_statistics("loss")["count"] == 1
+        earlier.log_step(1, 0, {"loss": 2.0, "lr": 0.5})
+        metrics_logger.log_step(2, 0, {"loss": 3.0})
+        assert metrics_logger.compute_statistics("loss")["count"] == 3
+        assert metrics_logger.compute_statistics("lr")["count"] == 1
+        earlier.close()
+
+
+class TestMetricsLoggerSpecificMetrics:
+    def test_log_gradient_norm(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: A step with a gradient norm
+        WHEN: Logging it
+        THEN: The norm is among the metrics.
+        """
+        metrics_logger.log_step(1, 0, {"loss": 2.0, "grad_norm": 0.85})
+        assert metrics_logger.get_metrics_history()[0]["metrics"]["grad_norm"] == 0.85
+
+    def test_log_learning_rate_schedule(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: A learning rate that falls
+        WHEN: Logging it at each step
+        THEN: The history shows how it fell, to the last digit.
+        """
+        rates = [1e-4 * 0.9**step for step in range(5)]
+        for step, rate in enumerate(rates):
+            metrics_logger.log_step(step, 0, {"lr": rate})
+        assert [e["metrics"]["lr"] for e in metrics_logger.get_metrics_history()] == rates
+
+    def test_log_throughput_metrics(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: Throughput of a step
+        WHEN: Logging it
+        THEN: Tokens and samples per second are kept.
+        """
+        throughput = {"tokens_per_sec": 15_000.5, "samples_per_sec": 32}
+        metrics_logger.log_step(1, 0, throughput)
+        assert metrics_logger.get_metrics_history()[0]["metrics"] == throughput
+
+
+class TestMetricsLoggerEdgeCases:
+    def test_handles_nan_inf_values(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: NaN and both infinities, also nested
+        WHEN: Logging them
+        THEN: The line is strict JSON with nulls, and the history gives the floats back.
+        """
+        values = {"a": math.nan, "b": math.inf, "c": -math.inf, "d": {"e": [math.inf]}, "f": None}
+        metrics_logger.log_step(1, 0, values)
+        (line,) = lines(metrics_logger.metrics_file)
+        assert line["metrics"] == {"a": None, "b": None, "c": None, "d": {"e": [None]}, "f": None}
+        (entry,) = metrics_logger.get_metrics_history()
+        assert math.isnan(entry["metrics"]["a"])
+        assert entry["metrics"]["b"] == math.inf
+        assert entry["metrics"]["c"] == -math.inf
+        assert entry["metrics"]["d"] == {"e": [math.inf]}
+        assert entry["metrics"]["f"] is None
+        assert set(entry) == {"timestamp", "step", "epoch", "metrics"}
+
+    def test_concurrent_writes_safe(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: Several threads
+        WHEN: All log steps at once, while one asks for statistics
+        THEN: Every step stands once, and the statistics are of all of them.
+        """
+
+        def write(first: int) -> None:
+            for step in range(first, first + 100):
+                metrics_logger.log_step(step, 0, {"loss": float(step)})
+                if step % 20 == 0:
+                    metrics_logger.compute_statistics("loss")
+
+        threads = [threading.Thread(target=write, args=(n * 100,)) for n in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        found = [entry["step"] for entry in metrics_logger.get_metrics_history()]
+        assert sorted(found) == list(range(600))
+        result = metrics_logger.compute_statistics("loss")
+        assert (result["count"], result["mean"]) == (600, pytest.approx(299.5))
+
+    def test_several_processes_write_one_file(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: Processes of a run that share its directory
+        WHEN: All log steps at once
+        THEN: Every step stands once.
+        """
+        context = multiprocessing.get_context("spawn")
+        arguments = [(str(metrics_logger.output_dir), first) for first in (0, 100)]
+        crew = [context.Process(target=log_hundred_steps, args=args) for args in arguments]
+        for process in crew:
+            process.start()
+        for process in crew:
+            process.join(60)
+        found = [entry["step"] for entry in metrics_logger.get_metrics_history()]
+        assert sorted(found) == list(range(200))
+
+    def test_numpy_scalars_become_numbers(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: Scalars and a small array of numpy, also as step and epoch
+        WHEN: Logging them
+        THEN: The line has plain numbers, and statistics count them.
+        """
+        numpy = pytest.importorskip("numpy")
+        metrics_logger.log_step(
+            numpy.int64(7),
+            numpy.int32(1),
+            {
+                "loss": numpy.float32(0.5),
+                "n": numpy.int64(3),
+                "nan": numpy.float64("nan"),
+                "per_class": numpy.array([1.0, 2.0]),
+            },
+        )
+        (entry,) = metrics_logger.get_metrics_for_steps(7, 7)
+        assert math.isnan(entry["metrics"].pop("nan"))
+        assert entry["metrics"] == {"loss": 0.5, "n": 3, "per_class": [1.0, 2.0]}
+        assert metrics_logger.compute_statistics("loss")["count"] == 1
+
+    def test_torch_scalars_become_numbers(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: Tensors of one element, one of them with a gradient
+        WHEN: Logging them
+        THEN: The line has plain numbers.
+        """
+        torch = pytest.importorskip("torch")
+        loss = torch.tensor(0.5, requires_grad=True)
+        metrics_logger.log_step(
+            torch.tensor(7), 0, {"loss": loss, "half": torch.tensor(2.5, dtype=torch.bfloat16)}
+        )
+        (entry,) = metrics_logger.get_metrics_history()
+        assert (entry["step"], entry["metrics"]) == (7, {"loss": 0.5, "half": 2.5})
+
+    def test_values_of_any_kind_raise_nothing(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: Metrics, a step and an epoch whose own methods raise, and no mapping at all
+        WHEN: Logging them
+        THEN: Each gives a line, and the caller sees no exception.
+        """
+
+        class Hostile:
+            def __repr__(self) -> str:
+                raise RuntimeError("no")
+
+        metrics_logger.log_step(Hostile(), Hostile(), {"x": Hostile()})  # type: ignore[arg-type]
+        metrics_logger.log_step(1, 0, [1, 2])  # type: ignore[arg-type]
+        metrics_logger.log_epoch_summary(Hostile(), {"x": Hostile()})  # type: ignore[arg-type]
+        assert len(lines(metrics_logger.metrics_file)) == 3
+        assert not metrics_logger.losses
+
+    @pytest.mark.parametrize("torn", ['{"timestamp": "2026-', "\x00\x00", '{"step": 1}}'])
+    def test_a_torn_line_does_not_spoil_the_history(
+        self, metrics_logger: MetricsLogger, torn: str
+    ) -> None:
+        """
+        GIVEN: A file in which a killed process left half a line
+        WHEN: More is logged and the history asked for
+        THEN: All whole entries are there, and statistics count them.
+        """
+        metrics_logger.log_step(1, 0, {"loss": 1.0})
+        with open(metrics_logger.metrics_file, "a") as file:
+            file.write(torn)
+        metrics_logger.log_step(2, 0, {"loss": 2.0})
+        assert [entry["step"] for entry in metrics_logger.get_metrics_history()] == [1, 2]
+        assert metrics_logger.compute_statistics("loss")["count"] == 2
+
+    def test_the_file_rotates_and_nothing_is_pruned(self, tmp_path: Path) -> None:
+        """
+        GIVEN: A small size
+        WHEN: Many steps are logged
+        THEN: History, ranges and statistics go through all rotated files, which all stay.
+        """
+        metrics = MetricsLogger("rotating", tmp_path, max_size_mb=0.001)
+        for step in range(200):
+            metrics.log_step(step, 0, {"loss": float(step)})
+        rotated = filenames.rotated_files(str(metrics.metrics_file))
+        assert len(rotated) > 10
+        assert all(Path(path).stat().st_size <= 1049 for path in rotated)
+        assert [entry["step"] for entry in metrics.get_metrics_history()] == list(range(200))
+        assert len(metrics.get_metrics_for_steps(10, 19)) == 10
+        assert metrics.compute_statistics("loss")["count"] == 200
+        metrics.close()
+
+
+def log_hundred_steps(directory: str, first: int) -> None:
+    metrics = MetricsLogger("test_exp", directory)
+    for step in range(first, first + 100):
+        metrics.log_step(step, 0, {"loss": 1.0})
+    metrics.close()
+
+
+class TestMetricsLoggerDurability:
+    @pytest.mark.parametrize("how", ["disable", "level", "disabled", "dictConfig"])
+    def test_the_file_is_written_whatever_happens_to_loggers(
+        self, metrics_logger: MetricsLogger, how: str
+    ) -> None:
+        """
+        GIVEN: A MetricsLogger in use
+        WHEN: Logging is disabled, levels are raised, or somebody's dictConfig closes all handlers
+        THEN: Each step still stands in the file, once.
+        """
+        metrics_logger.log_step(1, 0, {})
+        ours = logging.getLogger("foundry_log.metrics")
+        if how == "disable":
+            logging.disable(logging.CRITICAL)
+        elif how == "level":
+            ours.setLevel(logging.CRITICAL + 1)
+        elif how == "disabled":
+            ours.disabled = logging.getLogger("foundry_log.metrics.test_exp").disabled = True
+        else:
+            logging.config.dictConfig({"version": 1, "disable_existing_loggers": True})
+        metrics_logger.log_step(2, 0, {})
+        assert [entry["step"] for entry in lines(metrics_logger.metrics_file)] == [1, 2]
+
+    def test_a_directory_that_cannot_be_made_raises_nothing(
+        self,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """
+        GIVEN: A file where the directory should be
+        WHEN: Logging steps and asking questions
+        THEN: No exception, one report, all losses counted, and the console's line still comes.
+        """
+        (tmp_path / "file").touch()
+        metrics = MetricsLogger("exp", tmp_path / "file" / "below")
+        with caplog.at_level(logging.INFO, "foundry_log.metrics"):
+            for step in range(3):
+                metrics.log_step(step, 0, {"loss": 1.0})
+        assert sum(metrics.losses.values()) == 3
+        assert [record.getMessage() for record in human(caplog)] == [
+            f"Step {step}: loss=1.0000" for step in range(3)
+        ]
+        assert metrics.get_metrics_history() == []
+        assert capsys.readouterr().err.count("--- Logging error ---") == 1
+        metrics.close()
+        assert "lost 3 records" in capsys.readouterr().err
+
+    def test_a_file_deleted_meanwhile_is_made_again(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: A file that somebody deletes
+        WHEN: A second later more is logged
+        THEN: It is there again.
+        """
+        metrics_logger.log_step(1, 0, {})
+        metrics_logger.metrics_file.unlink()
+        metrics_logger._handler._file._looked -= 1.5
+        metrics_logger.log_step(2, 0, {})
+        assert [entry["step"] for entry in metrics_logger.get_metrics_history()] == [2]
+
+
+class TestMetricsLoggerRecords:
+    def test_a_person_reads_four_decimals(
+        self, metrics_logger: MetricsLogger, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """
+        GIVEN: The logger foundry_log.metrics at INFO
+        WHEN: Logging a step and a summary
+        THEN: A line each, with four decimals, four digits for what is tiny, and the caller's file.
+        """
+        with caplog.at_level(logging.INFO, "foundry_log.metrics"):
+            metrics_logger.log_step(
+                5, 0, {"loss": 2.123456, "n": 3, "lr": 1.5e-5, "zero": 0.0, "x": [1], "s": "a"}
+            )
+            metrics_logger.log_epoch_summary(1, {"avg_loss": 2.0})
+            metrics_logger.log_step(6, 0, [1])  # type: ignore[arg-type]
+        records = human(caplog)
+        assert [record.getMessage() for record in records] == [
+            "Step 5: loss=2.1235, n=3, lr=1.5000e-05, zero=0.0000, x=[1], s=a",
+            "Epoch 1: avg_loss=2.0000",
+            "Step 6: [1]",
+        ]
+        assert {record.filename for record in records} == {Path(__file__).name}
+        assert {record.levelno for record in records} == {logging.INFO}
+
+    def test_a_sink_gets_each_entry_once(
+        self, metrics_logger: MetricsLogger, sink: Keeping
+    ) -> None:
+        """
+        GIVEN: A handler at the experiment's own logger
+        WHEN: Logging a step and a summary, with logging disabled too
+        THEN: One record each, whose foundry_entry has the line's fields.
+        """
+        metrics_logger.log_step(1, 0, {"loss": 1.0})
+        logging.disable(logging.CRITICAL)
+        metrics_logger.log_epoch_summary(0, {"n": 1})
+        assert [record.foundry_entry for record in sink.records] == [  # type: ignore[attr-defined]
+            {"step": 1, "epoch": 0, "metrics": {"loss": 1.0}},
+            {"epoch": 0, "summary": {"n": 1}},
+        ]
+        assert {record.name for record in sink.records} == {"foundry_log.metrics.test_exp"}
+
+    def test_a_sinks_record_does_not_reach_the_root(
+        self, metrics_logger: MetricsLogger, sink: Keeping
+    ) -> None:
+        """
+        GIVEN: A handler at the root
+        WHEN: Logging a step
+        THEN: It sees the human line alone.
+        """
+        root, at_root = logging.getLogger(), Keeping()
+        logging.getLogger("foundry_log.metrics").setLevel(logging.INFO)
+        root.addHandler(at_root)
+        metrics_logger.log_step(1, 0, {"loss": 1.0})
+        root.removeHandler(at_root)
+        assert [record.name for record in at_root.records] == ["foundry_log.metrics"]
+        assert len(sink.records) == 1
+
+    def test_a_sinks_entry_is_not_changed_by_the_caller_afterwards(
+        self, metrics_logger: MetricsLogger
+    ) -> None:
+        """
+        GIVEN: A sink behind a queue, and a loop that uses one dict for all steps
+        WHEN: The dict changes before the queue is read
+        THEN: The queued record still has the step's own values.
+        """
+        waiting: queue.Queue[logging.LogRecord] = queue.Queue()
+        logger = logging.getLogger("foundry_log.metrics.test_exp")
+        logger.addHandler(logging.handlers.QueueHandler(waiting))  # type: ignore[arg-type]
+        metrics = {"loss": 1.0, "list": [1]}
+        metrics_logger.log_step(1, 0, metrics)
+        metrics["loss"] = 2.0
+        metrics["list"].append(2)  # type: ignore[attr-defined]
+        entry = waiting.get_nowait().foundry_entry  # type: ignore[attr-defined]
+        assert entry["metrics"] == {"loss": 1.0, "list": [1]}
+
+    def test_a_sinks_level_and_filter_decide_for_it_alone(
+        self, metrics_logger: MetricsLogger, sink: Keeping
+    ) -> None:
+        """
+        GIVEN: A sink that takes warnings only
+        WHEN: Logging a step
+        THEN: The sink gets nothing, the file everything.
+        """
+        sink.setLevel(logging.WARNING)
+        metrics_logger.log_step(1, 0, {})
+        assert sink.records == []
+        assert len(lines(metrics_logger.metrics_file)) == 1
+
+    def test_a_json_handler_as_sink_writes_the_entry(
+        self, metrics_logger: MetricsLogger, tmp_path: Path
+    ) -> None:
+        """
+        GIVEN: A second RotatingJsonlHandler with its default formatter as a sink
+        WHEN: Logging a step
+        THEN: Its line is strict JSON that names the step.
+        """
+        handler = RotatingJsonlHandler(tmp_path / "second.jsonl")
+        logging.getLogger("foundry_log.metrics.test_exp").addHandler(handler)
+        metrics_logger.log_step(7, 0, {"loss": math.nan})
+        handler.close()
+        assert "Step 7" in json.dumps(lines(tmp_path / "second.jsonl"))
