@@ -115,8 +115,8 @@ class DataConfig(Section):
 
     path: Path | None = None
     """A text file, or a directory of them; None for the sources of Python's standard library."""
-    pattern: str = "**/*.py"
-    """Files of a directory that are read, in sorted order."""
+    pattern: str = "*.py"
+    """Names of the files of a directory that are read, in its sub-directories too."""
     max_megabytes: Annotated[float, Field(gt=0)] = 2.0
     """MB (10^6 bytes) read at the most."""
     sequence_length: Count = 64
@@ -130,8 +130,8 @@ class TokenizerConfig(Section):
 
     kind: Literal["byte"] = "byte"
     """One token a byte of UTF-8."""
-    vocab_size: Annotated[int, Field(ge=2)] = 256
-    """Number of different tokens; at least 256 for bytes."""
+    vocab_size: Annotated[int, Field(ge=256)] = 256
+    """Number of different tokens that the model provides for; bytes need 256."""
 
 
 class ModelConfig(Section):
@@ -159,8 +159,8 @@ class ModelConfig(Section):
 class TrainingConfig(Section):
     """How the model is trained."""
 
-    epochs: Count = 1
-    """Passes over the training text."""
+    epochs: Count | None = 1
+    """Passes over the training text; None for as many as `train_steps` takes."""
     train_steps: Count | None = None
     """Optimizer steps after which training ends, in the middle of an epoch too; None for no end
     before the epochs are done."""
@@ -184,6 +184,12 @@ class TrainingConfig(Section):
     """Steps from one checkpoint to the next; the last step always has one."""
     device: str | None = None
     """Such as `cpu` or `cuda:0`; None for a GPU where there is one."""
+
+    @model_validator(mode="after")
+    def _ends(self) -> TrainingConfig:
+        if self.epochs is None and self.train_steps is None:
+            raise ValueError("epochs=None and train_steps=None has no end; give one of them")
+        return self
 
 
 class ExperimentConfig(Section):

@@ -1,1 +1,1 @@
-"""The training wing."""
+"""The main job: a small language model, trained with everything logged."""

@@ -1,0 +1,193 @@
+"""From files to batches of tokens, in an order that depends on nothing but the seed."""
+
+from __future__ import annotations
+
+import codecs
+import fnmatch
+import os
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foundry_log.config import DataConfig
+from foundry_log.training.tokenizer import Tokenizer
+
+_NOT_STDLIB = ("site-packages", "dist-packages", "__pycache__")
+_MAX_SEED = 2**63
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts that were read, in order."""
+
+    source: Path
+    texts: tuple[str, ...]
+    bytes_read: int
+    skipped_files: int
+    """Files that could not be read or are no UTF-8."""
+
+
+class TokenDataset:
+    """Examples of `length` tokens, one after the other, each with the tokens that follow it.
+
+    What is left over at the end of the text is no example.
+
+    Args:
+        tokens: one-dimensional.
+        length: tokens of one example.
+    """
+
+    def __init__(self, tokens: Tensor, length: int) -> None:
+        count = max(0, (len(tokens) - 1) // length)
+        self._inputs = tokens[: count * length].view(count, length)
+        self._targets = tokens[1 : count * length + 1].view(count, length)
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs and targets, each of shape (size, length); the last batch may be smaller.
+
+        Args:
+            size: examples of a batch.
+            order: numbers of the examples; None for as they stand.
+        """
+        if order is None:
+            order = torch.arange(len(self))
+        for numbers in torch.split(order, size):
+            yield self._inputs[numbers].long(), self._targets[numbers].long()
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """What a run trains on and is evaluated on."""
+
+    train: TokenDataset
+    evaluation: TokenDataset
+    bytes_per_token: float
+    facts: dict[str, Any]
+    """What the log says about them."""
+
+
+def load_datasets(config: DataConfig, tokenizer: Tokenizer) -> Datasets:
+    """Read, tokenize and split the text.
+
+    Raises:
+        FileNotFoundError: `data.path` does not exist.
+        ValueError: there is no text, or the tokens do not fit the tokenizer's vocabulary.
+    """
+    corpus = read_corpus(config)
+    tokens = tokenize(corpus.texts, tokenizer)
+    split = len(tokens) - int(len(tokens) * config.eval_fraction)
+    train = TokenDataset(tokens[:split], config.sequence_length)
+    evaluation = TokenDataset(tokens[split:], config.sequence_length)
+    facts = {
+        "num_examples": len(train),
+        "num_eval_examples": len(evaluation),
+        "columns": ["input_ids", "labels"],
+        "sequence_length": config.sequence_length,
+        "tokens": len(tokens),
+        "bytes": corpus.bytes_read,
+        "files": len(corpus.texts),
+        "skipped_files": corpus.skipped_files,
+        "vocab_size": tokenizer.vocab_size,
+        "source": str(corpus.source),
+    }
+    return Datasets(train, evaluation, corpus.bytes_read / len(tokens), facts)
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """Return the numbers from 0 to `count - 1`, shuffled in a way of this seed and epoch alone."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % _MAX_SEED)
+    return torch.randperm(count, generator=generator)
+
+
+def tokenize(texts: tuple[str, ...], tokenizer: Tokenizer) -> Tensor:
+    """Return the tokens of all texts as one tensor of int32.
+
+    Raises:
+        ValueError: the tokenizer gives something else than integers of its vocabulary.
+    """
+    size = tokenizer.vocab_size
+    if not isinstance(size, int) or size < 2:
+        raise ValueError(f"tokenizer.vocab_size={size!r} must be an integer of 2 or more")
+    parts = []
+    for text in texts:
+        tokens = tokenizer.encode(text)
+        try:
+            parts.append(torch.tensor(list(tokens), dtype=torch.int32))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"tokenizer.encode() gave a {type(tokens).__name__}; it must give a list of int"
+            ) from error
+    joined = torch.cat(parts)
+    if not len(joined):
+        raise ValueError("tokenizer.encode() gave no tokens for the whole text; use another one")
+    low, high = int(joined.min()), int(joined.max())
+    if low < 0 or high >= size:
+        raise ValueError(
+            f"tokenizer.encode() gave token {low if low < 0 else high}; with "
+            f"tokenizer.vocab_size={size} tokens must be from 0 to {size - 1}"
+        )
+    return joined
+
+
+def read_corpus(config: DataConfig) -> Corpus:
+    """Read at most `max_megabytes` of text.
+
+    Raises:
+        FileNotFoundError: `data.path` does not exist.
+        ValueError: no text is found.
+    """
+    source = config.path or Path(sysconfig.get_path("stdlib"))
+    if not source.exists():
+        raise FileNotFoundError(
+            f"data.path={str(source)!r} does not exist; give a text file or a directory of them, "
+            "or leave it out to train on the sources of Python's standard library"
+        )
+    excluded = () if config.path else _NOT_STDLIB
+    remaining = int(config.max_megabytes * 1e6)
+    texts, skipped, bytes_read = [], 0, 0
+    for path in _files(source, config.pattern, excluded):
+        text = _text(path, remaining - bytes_read)
+        if text is None:
+            skipped += 1
+        elif text:
+            texts.append(text)
+            bytes_read += len(text.encode())
+        if bytes_read >= remaining:
+            break
+    if not texts:
+        raise ValueError(
+            f"data.path={str(source)!r} has no text: {skipped} files are no readable UTF-8, and no "
+            f"other one that matches data.pattern={config.pattern!r} has any; give other files"
+        )
+    return Corpus(source, tuple(texts), bytes_read, skipped)
+
+
+def _files(source: Path, pattern: str, excluded: tuple[str, ...]) -> Iterator[Path]:
+    """Yield a file itself, or the files of a directory in sorted order."""
+    if source.is_file():
+        yield source
+        return
+    for directory, subdirectories, names in os.walk(source):
+        subdirectories[:] = sorted(set(subdirectories).difference(excluded))
+        for name in sorted(fnmatch.filter(names, pattern)):
+            yield Path(directory, name)
+
+
+def _text(path: Path, limit: int) -> str | None:
+    """Return the text of the first `limit` bytes, or None where it cannot be read as UTF-8."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit)
+            is_whole = not file.read(1)
+        # A character that the limit cuts in two is left out, any other broken one is an error.
+        return codecs.getincrementaldecoder("utf-8")().decode(data, final=is_whole)
+    except (OSError, UnicodeDecodeError):
+        return None
