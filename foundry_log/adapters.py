@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from foundry_log.context import bound_fields
@@ -97,7 +98,7 @@ class StructuredLogger(_Adapter):
         """Log `message` at `level` with `context`; the spec's name for `log` without arguments."""
         self._send(level, message, (), context)
 
-    def update_context(self, **fields: Any) -> None:
+    def update_context(self, /, **fields: Any) -> None:
         """Add fields to every record that follows."""
         self.context.update(fields)
 
@@ -113,7 +114,7 @@ class StructuredLogger(_Adapter):
         if not logger.isEnabledFor(level) and "log" not in logger.__dict__:
             return
         options = {name: context.pop(name) for name in _OPTIONS if name in context}
-        extra = options.pop("extra", None) or {}
+        extra = _fields(options.pop("extra", None))
         if "exc_info" in options:
             options["exc_info"] = _exc_info(options["exc_info"])
         fields = structured(
@@ -129,8 +130,18 @@ _OPTIONS = ("exc_info", "stack_info", "stacklevel", "extra")
 
 
 def _unpacked(args: tuple[object, ...]) -> object:
-    """Return the arguments as the stdlib's LogRecord takes them: a single dict is named values."""
-    return args[0] if len(args) == 1 and isinstance(args[0], dict) and args[0] else args
+    """Return the arguments as the stdlib's LogRecord takes them: one mapping is named values."""
+    try:
+        return args[0] if len(args) == 1 and isinstance(args[0], Mapping) and args[0] else args
+    except Exception:  # an argument that raises when it is merely looked at
+        return args
+
+
+def _fields(extra: Any) -> dict[Any, Any]:
+    try:
+        return dict(extra or {})
+    except Exception:  # no mapping: kept all the same
+        return {"extra": extra}
 
 
 def _exc_info(value: Any) -> ExcInfo | tuple[None, None, None] | None:

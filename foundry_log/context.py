@@ -23,13 +23,13 @@ _EMPTY: Mapping[str, Any] = {}
 class _Scope:
     """One link of the chain of scopes, with the fields of all links up to it merged."""
 
-    __slots__ = ("fields", "merged", "parent", "token")
+    __slots__ = ("fields", "merged", "owner", "parent")
 
-    def __init__(self, fields: Mapping[str, Any], parent: _Scope | None, token: object) -> None:
+    def __init__(self, fields: Mapping[str, Any], parent: _Scope | None, owner: bound) -> None:
         self.fields = fields
         self.parent = parent
-        self.token = token
-        self.merged = {**parent.merged, **fields} if parent else dict(fields)
+        self.owner = owner
+        self.merged: dict[str, Any] = {**parent.merged, **fields} if parent else dict(fields)
 
 
 _innermost: ContextVar[_Scope | None] = ContextVar("foundry_log_scope", default=None)
@@ -46,16 +46,15 @@ class bound:  # noqa: N801 - read as a verb phrase: `with bound(step=3):`
     context, as a generator does that is closed by the garbage collector or by the event loop: it
     takes its own fields away and no others. While a generator is suspended inside a scope, the code
     that advances it is inside too; contextvars know no difference.
+
+    One object may be entered any number of times, also by several threads and tasks at once.
     """
 
     def __init__(self, /, **fields: Any) -> None:
         self._fields = fields
-        self._tokens: list[object] = []
 
     def __enter__(self) -> bound:
-        token = object()
-        self._tokens.append(token)
-        _innermost.set(_Scope(self._fields, _innermost.get(), token))
+        _innermost.set(_Scope(self._fields, _innermost.get(), self))
         return self
 
     def __exit__(
@@ -64,9 +63,10 @@ class bound:  # noqa: N801 - read as a verb phrase: `with bound(step=3):`
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _innermost.set(_without(_innermost.get(), self._tokens.pop()))
+        _innermost.set(_without(_innermost.get(), self))
 
     def __call__(self, function: Function) -> Function:
+        """Return the function so that each call runs inside the fields."""
         return run_inside(lambda: bound(**self._fields), function)
 
 
@@ -76,9 +76,16 @@ def bound_fields() -> Mapping[str, Any]:
     return _EMPTY if scope is None else scope.merged
 
 
-def _without(scope: _Scope | None, token: object) -> _Scope | None:
-    """Return the chain without the scope of this token; unchanged where it is not in it."""
-    if scope is None or scope.token is token:
-        return scope and scope.parent
-    parent = _without(scope.parent, token)
-    return scope if parent is scope.parent else _Scope(scope.fields, parent, scope.token)
+def _without(innermost: _Scope | None, owner: bound) -> _Scope | None:
+    """Return the chain without the innermost scope of `owner`; unchanged where it has none."""
+    inside: list[_Scope] = []
+    scope = innermost
+    while scope is not None and scope.owner is not owner:
+        inside.append(scope)
+        scope = scope.parent
+    if scope is None:
+        return innermost
+    chain = scope.parent
+    for link in reversed(inside):
+        chain = _Scope(link.fields, chain, link.owner)
+    return chain

@@ -6,9 +6,13 @@ turns the plain tree into bytes with msgspec and never sees anything but exact b
 depth: handed a deep structure or an object with Python code behind it, every fast encoder has a way
 to kill the interpreter (msgspec 0.22 on Python 3.13 overflows a 256 KiB thread stack).
 
-NaN and the infinities have no JSON form. They are written as null, and the field `non_finite` at the
-root of the line maps the JSON Pointer (RFC 6901) of each to "NaN", "Infinity" or "-Infinity", so
-that numeric columns stay numeric and `decode_line` gives back what was written.
+NaN and the infinities have no JSON form. They are written as null, and the field `non_finite` at
+the root of the line maps the JSON Pointer (RFC 6901) of each to "NaN", "Infinity" or "-Infinity",
+so that numeric columns stay numeric and `decode_line` gives back what was written.
+
+One thing is out of reach: `repr` of somebody's object is that object's code. On Python 3.13 the
+interpreter's own `repr` of a list nested some thousand deep overflows the stack of a small thread,
+and an object whose `repr` shows such a list does so here too; the list itself is safe.
 
 All functions here are pure and safe from any thread.
 """
@@ -20,11 +24,15 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import json
 import math
+import numbers
 import os
+import re
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Set
+from itertools import accumulate, islice
 from typing import Any
 
 import msgspec
@@ -32,7 +40,9 @@ import msgspec
 NON_FINITE = "non_finite"
 MAX_DEPTH = 64
 """Levels of nesting that are written; what lies deeper becomes a marker string."""
-MAX_VALUES = 1_000_000
+MAX_READ_DEPTH = 200
+"""Levels of nesting that `decode_line` reads."""
+MAX_VALUES = 100_000
 """Values written in one line; shared references can unfold a small object into an endless one."""
 MAX_ARRAY_VALUES = 100
 """Arrays with more elements are written as shape, dtype and their first values."""
@@ -46,10 +56,15 @@ that is at least 640 digits (`sys.set_int_max_str_digits`)."""
 Default = Callable[[Any], Any]
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
+_CONTAINERS = frozenset({dict, list, tuple})
 _STRINGS = frozenset({str})
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _FAMILY = f'"{NON_FINITE}'.encode()
+_NAMED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_BRACKET = re.compile(rb"[\[\]{}]")
+_STEP = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 
 
 # --- values ---------------------------------------------------------------------------------------
@@ -58,7 +73,7 @@ _FAMILY = f'"{NON_FINITE}'.encode()
 def to_plain(value: Any, default: Default | None = None) -> Any:
     """Return `value` as a tree of dict (string keys), list, str, int, float, bool and None.
 
-    A value that is plain already is returned itself, not copied. Never raises for any input.
+    The tree is a snapshot: it shares no container with `value`. Never raises for any input.
 
     Scalars and small arrays of numpy, torch and others that offer `shape`, `dtype` and `tolist`
     become numbers and lists; arrays above 100 elements become `{"shape", "dtype", "first"}`.
@@ -68,38 +83,55 @@ def to_plain(value: Any, default: Default | None = None) -> Any:
 
     Args:
         value: anything.
-        default: asked first for objects that have no JSON form of their own; what it returns is
-            reduced in turn. Where it raises, the built-in rules apply.
+        default: asked first, as that of `json.dumps`, for what is no dict, list, tuple, string,
+            number or None; what it returns is reduced in turn. Where it raises, the built-in rules
+            apply.
     """
-    return value if _is_plain(value) else _Reducer(default).reduce(value, 0)
+    try:
+        if type(value) is dict:
+            fields = value.copy()  # first: another thread may change the original at any time
+            if _is_flat(fields):
+                return fields
+        return _copied(value, 0, [MAX_VALUES])
+    except Exception:  # not plain, or of a class that raises when it is merely looked at
+        return _Reducer(default).reduce(value, 0)
 
 
-def _is_plain(value: Any) -> bool:
+def _is_flat(fields: dict[Any, Any]) -> bool:
+    """Whether these are scalars under strings, the usual context; seen without a Python loop."""
+    return _STRINGS.issuperset(map(type, fields)) and _SCALARS.issuperset(
+        map(type, fields.values())
+    )
+
+
+class _NotPlainError(Exception):
+    pass
+
+
+def _copied(value: Any, depth: int, budget: list[int]) -> Any:
+    """Return a copy of a tree of exact built-ins; raise for anything else."""
     kind = type(value)
     if kind in _SCALARS:
-        return True
-    if kind is dict and _STRINGS.issuperset(map(type, value)):
-        if _SCALARS.issuperset(map(type, value.values())):
-            return True  # the usual context: one flat dict, checked without a Python loop
-    return _is_plain_tree(value, 0, [MAX_VALUES])
-
-
-def _is_plain_tree(value: Any, depth: int, budget: list[int]) -> bool:
-    kind = type(value)
-    if kind in _SCALARS:
-        return True
-    if depth >= MAX_DEPTH or kind not in (dict, list, tuple):
-        return False
+        return value
+    if depth >= MAX_DEPTH or kind not in _CONTAINERS:
+        raise _NotPlainError
     budget[0] -= len(value)
     if budget[0] < 0:
-        return False
+        raise _NotPlainError
     if kind is dict:
-        if not _STRINGS.issuperset(map(type, value)):
-            return False
-        value = value.values()
-    return _SCALARS.issuperset(map(type, value)) or all(
-        _is_plain_tree(item, depth + 1, budget) for item in list(value)
-    )
+        fields = value.copy()
+        if _is_flat(fields):
+            return fields
+        for key, item in fields.items():
+            if type(key) is not str:
+                raise _NotPlainError
+            if type(item) not in _SCALARS:
+                fields[key] = _copied(item, depth + 1, budget)
+        return fields
+    items = list(value)
+    if not _SCALARS.issuperset(map(type, items)):
+        return [_copied(item, depth + 1, budget) for item in items]
+    return items
 
 
 class _Reducer:
@@ -119,11 +151,12 @@ class _Reducer:
 
     def _reduce(self, value: Any, depth: int) -> Any:
         self._left -= 1
-        scalar = _scalar(value)
-        if scalar is not _NOT_SCALAR:
-            return scalar
+        if self._default is None or isinstance(value, _NATIVE):
+            scalar = _scalar(value)
+            if scalar is not _NOT_SCALAR:
+                return scalar
         if self._left < 0:
-            return "<more values than a line holds>"
+            return _MORE
         if depth >= MAX_DEPTH:
             return f"<nested deeper than {MAX_DEPTH} levels>"
         if id(value) in self._open:
@@ -135,11 +168,13 @@ class _Reducer:
             self._open.discard(id(value))
 
     def _reduce_object(self, value: Any, depth: int) -> Any:
-        if self._default is not None and not isinstance(value, (Mapping, list, tuple, Set, deque)):
+        if self._default is not None and not isinstance(value, _NATIVE):
             try:
                 return self.reduce(self._default(value), depth)
-            except Exception:
-                pass  # the built-in rules are the answer for what the caller's function refuses
+            except Exception:  # the built-in rules are for what the caller's function refuses
+                scalar = _scalar(value)
+                if scalar is not _NOT_SCALAR:
+                    return scalar
         if isinstance(value, Mapping):
             return self._object(value.items(), depth)
         if isinstance(value, (list, tuple, Set, deque)):
@@ -155,35 +190,44 @@ class _Reducer:
 
     def _object(self, items: Any, depth: int) -> dict[str, Any]:
         plain: dict[str, Any] = {}
-        for key, item in list(items):  # a copy: a `__repr__` below may change the original
+        repeats: dict[str, int] = {}
+        # A copy, since a `__repr__` below may change the original; cut, since it may be endless.
+        for key, item in list(islice(items, self._left + 2)):
             if self._left < 0:
-                plain[_free_key("<more>", plain)] = "<more values than a line holds>"
+                plain[_free_key("<more>", plain, repeats)] = _MORE
                 break
-            plain[_free_key(_key_text(key), plain)] = self.reduce(item, depth)
+            plain[_free_key(_key_text(key), plain, repeats)] = self.reduce(item, depth)
         return plain
 
     def _array(self, items: Any, depth: int) -> list[Any]:
-        plain = []
-        for item in list(items):
-            plain.append(self.reduce(item, depth))
+        plain: list[Any] = []
+        for item in list(islice(items, self._left + 2)):
             if self._left < 0:
+                plain.append(_MORE)
                 break
+            plain.append(self.reduce(item, depth))
         return plain
 
     def _tensor(self, value: Any, depth: int) -> Any:
         shape = [int(size) for size in value.shape]
         if math.prod(shape) <= MAX_ARRAY_VALUES:
             content = value.tolist()
-            return _describe(value) if content is value else self.reduce(content, depth)
+            if type(content) is type(value):  # numpy's longdouble has no smaller form
+                return float(value) if isinstance(value, numbers.Real) else _describe(value)
+            return self.reduce(content, depth)
         summary: dict[str, Any] = {"shape": shape, "dtype": _describe(value.dtype, str)}
         try:
-            first = value.reshape(-1)[:FIRST_VALUES].tolist()
+            # Every axis cut first: `reshape` of a transposed array copies all of it.
+            corner = value[(slice(FIRST_VALUES),) * len(shape)]
+            first = corner.reshape(-1)[:FIRST_VALUES].tolist()
         except Exception:
             return summary  # sparse and other layouts without a flat view
         return {**summary, "first": self.reduce(first, depth)}
 
 
+_NATIVE = (dict, list, tuple, str, int, float, type(None))
 _NOT_SCALAR = object()
+_MORE = "<more values than a line holds>"
 
 
 def _scalar(value: Any) -> Any:
@@ -238,23 +282,28 @@ def _bytes_text(content: bytes) -> str:
 
 
 def _key_text(key: Any) -> str:
-    if isinstance(key, str) and not isinstance(key, enum.Enum):
-        return _text(str.__str__(key))
     try:
+        if isinstance(key, str) and not isinstance(key, enum.Enum):
+            return _text(str.__str__(key))
         plain = _scalar(key)
+        if plain is _NOT_SCALAR and hasattr(key, "dtype"):
+            plain = _scalar(key.item())  # of numpy or torch
     except Exception:
         return _describe(key)
     if isinstance(plain, str):
         return plain
     if plain is _NOT_SCALAR:
         return _describe(key)
-    return str(_encode(plain), "ascii")  # null, true, 1, 2.5: the spelling of json.dumps
+    return json.dumps(plain)  # null, true, 1, 2.5, NaN
 
 
-def _free_key(key: str, taken: dict[str, Any]) -> str:
-    while key in taken:  # 1 and "1" are two keys in Python and one in JSON
-        key += "_"
-    return key
+def _free_key(key: str, taken: dict[str, Any], repeats: dict[str, int]) -> str:
+    """Return `key`, or `key_`, `key_2`, … : 1 and "1" are two keys in Python and one in JSON."""
+    free = key
+    while free in taken:
+        count = repeats[key] = repeats.get(key, 0) + 1
+        free = f"{key}_" if count == 1 else f"{key}_{count}"
+    return free
 
 
 def _fields_of(value: Any) -> list[tuple[str, Any]] | None:
@@ -319,11 +368,19 @@ def encode_line(fields: Mapping[str, Any], default: Default | None = None) -> by
     plain = to_plain(fields, default)
     if type(plain) is not dict:  # not a mapping after all, or one whose methods raise
         plain = {"value": plain}
+    return encode_plain(plain)
+
+
+def encode_plain(plain: dict[str, Any]) -> bytes:
+    """Return what `encode_line` does, of fields that `to_plain` has reduced: they are not looked at
+    again, and anything else in them may raise.
+    """
     plain, line = _encoded(plain)
     if _FAMILY in line:
         plain = {_shifted(key): item for key, item in plain.items()}
         line = _encode(plain)
-    if b"null" in line:
+    nulls = line.count(b"null")
+    if nulls and nulls != list(plain.values()).count(None):  # one at least is no None
         found = dict(_non_finite(plain, ""))
         if found:
             return _encode({**plain, NON_FINITE: found})
@@ -352,8 +409,11 @@ def decode_line(line: bytes | str) -> dict[str, Any]:
     Raises:
         ValueError: the line is not a strict JSON object.
     """
+    content = line.encode() if isinstance(line, str) else line
+    if _is_too_deep(content):
+        raise ValueError(f"nested deeper than {MAX_READ_DEPTH} levels, as no line of this package")
     try:
-        fields = _decode(line)
+        fields = _decode(content)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"not a line of strict JSON: {error}") from error
     if type(fields) is not dict:
@@ -364,6 +424,14 @@ def decode_line(line: bytes | str) -> dict[str, Any]:
     if any(key.startswith(NON_FINITE) for key in fields):
         fields = {_unshifted(key): item for key, item in fields.items()}
     return fields
+
+
+def _is_too_deep(line: bytes) -> bool:
+    """Whether the decoder could run out of stack: it overflows that of a small thread (256 KiB)."""
+    if line.count(b"[") + line.count(b"{") <= MAX_READ_DEPTH:
+        return False
+    brackets = _BRACKET.findall(_STRING.sub(b"", line))
+    return max(accumulate(map(_STEP.__getitem__, brackets)), default=0) > MAX_READ_DEPTH
 
 
 def encode_document(fields: Mapping[str, Any]) -> bytes:
@@ -409,6 +477,6 @@ def _restore(fields: dict[str, Any], found: Any) -> None:
                 place = place[int(part) if isinstance(place, list) else part]
             key: Any = int(last) if isinstance(place, list) else last
             if place[key] is None:
-                place[key] = float(name)
+                place[key] = _NAMED[name]
         except (KeyError, IndexError, TypeError, ValueError):
             continue  # a pointer of somebody else's making: the null stays

@@ -55,7 +55,7 @@ class _Describer:
     def _add_relatives(self, error: BaseException, data: dict[str, Any]) -> None:
         notes = getattr(error, "__notes__", None)
         if notes:
-            data["notes"] = to_plain(list(notes))
+            data["notes"] = to_plain(notes)
         if error.__cause__ is not None:
             data["cause"] = self.describe(error.__cause__)
         elif error.__context__ is not None and not error.__suppress_context__:

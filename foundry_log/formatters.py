@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import re
@@ -12,9 +13,9 @@ from typing import Any, TextIO
 from pythonjsonlogger.core import RESERVED_ATTRS, BaseJsonFormatter
 
 from foundry_log.clock import timestamp
-from foundry_log.encoding import encode_line, encode_value, to_plain
-from foundry_log.exception_data import exception_data
-from foundry_log.records import ENTRY, context_of, message_of
+from foundry_log.encoding import encode_line, encode_plain, encode_value, to_plain
+from foundry_log.exception_data import exception_data, traceback_text
+from foundry_log.records import ENTRY, context_of, formatted, message_of
 
 BASE_FIELDS = (
     "experiment",
@@ -76,11 +77,13 @@ class JsonFormatter(BaseJsonFormatter):
         if fmt is None:  # the stdlib's default format, "%(message)s", is not what None means here
             self._required_fields = []
         self._hidden = frozenset(self.reserved_attrs) - _STANDARD
-        self._shown = _STANDARD - frozenset(self.reserved_attrs)
+        self._shown = _STANDARD - frozenset(self.reserved_attrs) - {"message", "asctime"}
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of `record`, without a newline."""
-        given = record.msg.copy() if isinstance(record.msg, dict) else {}
+        # By its type and by dict's own method: a message may lie about its class, or raise.
+        message: Any = record.msg
+        given = dict.copy(message) if issubclass(type(message), dict) else {}
         log_data: dict[str, Any] = {}
         self.add_fields(log_data, record, given)
         return self.serialize_log_record(self.process_log_record(log_data))
@@ -90,15 +93,20 @@ class JsonFormatter(BaseJsonFormatter):
     ) -> None:
         """Fill `log_data` from the record; `message_dict` is a dict logged in place of text."""
         if message_dict:
-            message, behind = str(to_plain(message_dict.pop("message", ""))), ""
+            message, behind = formatted(message_dict.pop("message", ""), None), ""
         else:
             message, behind = message_of(record)
         context = self._context(record, message_dict)
-        log_data.update(self.defaults)
         log_data.update(self._layout(record, message, context))
         log_data.update(self.static_fields)
-        self._add_context(log_data, context)
+        if self.context_key is not None and (context or self._default_layout):
+            log_data[self.context_key] = context
         self._add_exception(log_data, record, behind)
+        if self.context_key is None:
+            for name, value in context.items():
+                _add(log_data, name, value)
+        for name, value in self.defaults.items():
+            log_data.setdefault(name, value)
         if self.rename_fields:
             self._rename(log_data)
 
@@ -106,14 +114,30 @@ class JsonFormatter(BaseJsonFormatter):
         """Return the record's time: RFC 3339 in UTC, or as `datefmt` says in local time."""
         return super().formatTime(record, datefmt) if datefmt else timestamp(record.created)
 
+    def formatException(self, ei: Any) -> str | list[str]:  # type: ignore[override]
+        """Return the traceback as text, or as its lines with `exc_info_as_array`."""
+        try:
+            return super().formatException(ei)
+        except Exception:  # an exception whose attributes raise, or groups without end
+            text = traceback_text(ei[1])
+            return text.splitlines() if self.exc_info_as_array else text
+
+    def parse(self) -> list[str]:
+        """Return the names of the fields that `fmt` asks for."""
+        names: list[str] = super().parse()
+        if isinstance(self._style, logging.StrFormatStyle):  # `{levelname:<8}` names levelname
+            names = [re.split("[!:]", name)[0] for name in names]
+        return names
+
     def jsonify_log_record(self, log_data: Mapping[str, Any]) -> str:
         """Return the fields as one line of strict JSON."""
         return encode_line(log_data, self.json_default).decode()
 
     def _context(self, record: logging.LogRecord, given: dict[str, Any]) -> dict[str, Any]:
-        context = {**context_of(record), **given}
+        context = context_of(record)
         for name in self._hidden:
             context.pop(name, None)
+        context.update(given)
         for name in self._shown:
             if name in record.__dict__:
                 context[name] = record.__dict__[name]
@@ -124,7 +148,7 @@ class JsonFormatter(BaseJsonFormatter):
     ) -> dict[str, Any]:
         if self._default_layout:
             fields: dict[str, Any] = {
-                "timestamp": timestamp(record.created),
+                self._timestamp_key(): timestamp(record.created),
                 "level": record.levelname,
                 "logger": record.name,
                 "message": message,
@@ -146,23 +170,20 @@ class JsonFormatter(BaseJsonFormatter):
         known = {**record.__dict__, "message": message}
         if "asctime" in self._required_fields:
             known["asctime"] = self.formatTime(record, self.datefmt)
+        if record.exc_info and "exc_info" in self._required_fields:
+            known["exc_info"] = self.formatException(record.exc_info)
         fields = {}
         for name in self._required_fields:
-            fields[name] = context.pop(name) if name in context else known.get(name)
+            if name in context:
+                fields[name] = context.pop(name)
+            else:
+                fields[name] = known.get(name, self.defaults.get(name))
         if self.timestamp:
-            key = self.timestamp if isinstance(self.timestamp, str) else "timestamp"
-            fields[key] = timestamp(record.created)
+            fields[self._timestamp_key()] = timestamp(record.created)
         return fields
 
-    def _add_context(self, log_data: dict[str, Any], context: dict[str, Any]) -> None:
-        if self.context_key is not None:
-            if context or self._default_layout:
-                log_data[self.context_key] = context
-            return
-        for name, value in context.items():
-            while name in log_data:
-                name += "_"
-            log_data[name] = value
+    def _timestamp_key(self) -> str:
+        return self.timestamp if isinstance(self.timestamp, str) else "timestamp"
 
     def _add_exception(
         self, log_data: dict[str, Any], record: logging.LogRecord, behind: str
@@ -180,11 +201,21 @@ class JsonFormatter(BaseJsonFormatter):
             log_data["stack_info"] = self.formatStack(record.stack_info)
 
     def _rename(self, log_data: dict[str, Any]) -> None:
-        renamed = {self._get_rename(name): value for name, value in log_data.items()}
+        renamed: dict[str, Any] = {}
+        for name, value in log_data.items():
+            _add(renamed, self._get_rename(name), value)
         if self.rename_fields_keep_missing:
-            renamed = {**renamed, **dict.fromkeys(set(self.rename_fields.values()) - set(renamed))}
+            for name in self.rename_fields.values():
+                renamed.setdefault(name, None)
         log_data.clear()
         log_data.update(renamed)
+
+
+def _add(fields: dict[str, Any], name: str, value: Any) -> None:
+    """Add a field, under a name with underscores behind it where its own is taken."""
+    while name in fields:
+        name = f"{name}_"
+    fields[name] = value
 
 
 class EntryFormatter(logging.Formatter):
@@ -196,10 +227,13 @@ class EntryFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the entry with the record's time stamp, without a newline."""
         entry = record.__dict__[ENTRY]
-        return encode_line({"timestamp": timestamp(record.created), **entry}).decode()
+        return encode_plain({"timestamp": timestamp(record.created), **entry}).decode()
 
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_WORD = re.compile(r'[^\s"=]+')
 _RESET = "\x1b[0m"
 _DIM = "\x1b[2m"
 _LEVEL_COLORS = (  # from this level on
@@ -248,8 +282,8 @@ class ConsoleFormatter(logging.Formatter):
         message, behind = message_of(record)
         line = self._head(record, message, colored)
         shown = " ".join(
-            f"{_safe(str(name))}={_short(value)}"
-            for name, value in context_of(record).items()
+            f"{_safe(name)}={_short(value)}"
+            for name, value in to_plain(context_of(record)).items()
             if name not in self._hide
         )
         if shown:
@@ -259,18 +293,25 @@ class ConsoleFormatter(logging.Formatter):
             details[0] = self.formatException(record.exc_info)
         return "\n".join([line, *(_indented(text) for text in details if text)])
 
+    def formatException(self, ei: Any) -> str:
+        """Return the traceback as text."""
+        try:
+            return super().formatException(ei)
+        except Exception:  # an exception whose attributes raise, or groups without end
+            return traceback_text(ei[1])
+
     def _head(self, record: logging.LogRecord, message: str, colored: bool) -> str:
         first, newline, rest = message.partition("\n")
         record.message = _safe(first) + (newline and newline + _indented(rest))
         if not self._own_layout:
             if self.usesTime():
                 record.asctime = self.formatTime(record, self.datefmt)
-            return self.formatMessage(record)
-        level = f"{_safe(record.levelname):<8}"
+            return self.formatMessage(_without_controls(record))
+        level = f"{_safe(str(record.levelname)):<8}"
         if colored:
             level = f"{_color_of(record.levelno)}{level}{_RESET}"
         time = self.formatTime(record, self.datefmt)
-        return f"{time} {level} {_safe(record.name)}: {record.message}"
+        return f"{time} {level} {_safe(str(record.name))}: {record.message}"
 
     def _is_colored(self) -> bool:
         if self._colors is not None:
@@ -282,6 +323,21 @@ class ConsoleFormatter(logging.Formatter):
             return bool(stream.isatty())
         except (AttributeError, ValueError):  # replaced by something simpler, or closed
             return False
+
+
+class PlainFormatter(ConsoleFormatter):
+    """The lines of ConsoleFormatter for a file: with the date, never with colours."""
+
+    def __init__(
+        self,
+        fmt: str | None = None,
+        datefmt: str | None = "%Y-%m-%d %H:%M:%S",
+        style: Any = "%",
+        validate: bool = True,
+        *,
+        hide: Collection[str] = BASE_FIELDS,
+    ) -> None:
+        super().__init__(fmt, datefmt, style, validate, colors=False, hide=hide)
 
 
 def _color_of(level: int) -> str:
@@ -301,12 +357,22 @@ def _indented(text: str) -> str:
     return "\n".join("    " + _safe(line) for line in text.rstrip("\n").split("\n"))
 
 
-def _short(value: Any, limit: int = 60) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    plain = to_plain(value)
-    if isinstance(plain, str):
-        text = plain if plain and " " not in plain else f'"{plain}"'
+def _without_controls(record: logging.LogRecord) -> logging.LogRecord:
+    """Return a copy of the record whose text attributes are safe; its message is already."""
+    safe = copy.copy(record)
+    for name, value in record.__dict__.items():
+        if issubclass(type(value), str) and name != "message":
+            safe.__dict__[name] = _safe(value)
+    return safe
+
+
+def _short(plain: Any, limit: int = 60) -> str:
+    """Return a plain value in few characters; text that could pass for more is in quotes."""
+    if type(plain) is float:
+        return f"{plain:.4g}"
+    if type(plain) is str:
+        plain = plain[: limit + 1]  # before the work: it may be very long
+        text = plain if _WORD.fullmatch(plain) else encode_value(plain).decode()
     else:
         text = encode_value(plain).decode()
     text = _safe(text)

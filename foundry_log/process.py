@@ -75,7 +75,7 @@ def rank_fields() -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name in ("rank", "local_rank", "world_size"):
         text = os.environ.get(name.upper(), "")
-        if text.isdigit():
+        if text.isdecimal():
             fields[name] = int(text)
     return {**fields, "host": host_name()} if "rank" in fields else {}
 
@@ -90,7 +90,7 @@ def base_context(experiment: str, device: str | None = None) -> dict[str, Any]:
     return {
         "experiment": experiment,
         "git_hash": git_hash(),
-        "device": device or device_name(),
+        "device": str(device or device_name()),
         **rank_fields(),
     }
 

@@ -22,7 +22,7 @@ from typing import Any
 from pythonjsonlogger.core import RESERVED_ATTRS
 
 from foundry_log.context import bound_fields
-from foundry_log.encoding import encode_line, encode_value, to_plain
+from foundry_log.encoding import encode_plain, encode_value, to_plain
 
 MESSAGE = "foundry_message"
 CONTEXT = "foundry_context"
@@ -44,12 +44,16 @@ def structured(message: str, context: Mapping[str, Any], as_json: bool = True) -
     plain = to_plain(context)
     text = message
     if as_json:
-        text = encode_line({"message": message, "context": plain}).decode()
+        text = encode_plain({"message": message, "context": plain}).decode()
     return {MESSAGE: message, CONTEXT: plain, TEXT: text}
 
 
 def entry_record(name: str, level: int, message: str, entry: dict[str, Any]) -> logging.LogRecord:
-    """Return a complete record, made by the process's record factory, that carries `entry`."""
+    """Return a complete record, made by the process's record factory, that carries `entry`.
+
+    Args:
+        entry: plain, as `to_plain` returns it.
+    """
     record = logging.getLogRecordFactory()(name, level, "", 0, message, (), None)
     record.__dict__[ENTRY] = entry
     return record
@@ -69,16 +73,23 @@ def message_of(record: logging.LogRecord) -> tuple[str, str]:
             return record.__dict__[MESSAGE], ""
         if record.msg.startswith(text + "\n"):
             return record.__dict__[MESSAGE], record.msg[len(text) + 1 :]
-    return formatted(record.msg, record.args), ""
+    try:
+        return str.__str__(
+            record.getMessage()
+        ), ""  # a record class of somebody's own may format otherwise
+    except Exception:
+        return formatted(record.msg, record.args), ""
 
 
 def formatted(message: object, arguments: Any) -> str:
     """Return `message % arguments` as the stdlib does, and both side by side where they clash."""
     try:
-        return str(message) % arguments if arguments else str(message)
+        return str.__str__(str(message) % arguments if arguments else str(message))
     except Exception:
-        shown = message if isinstance(message, str) else encode_value(message).decode()
-        return f"{shown} {encode_value(arguments).decode()}" if arguments else shown
+        shown = message if type(message) is str else encode_value(message).decode()
+        if arguments is None or (type(arguments) is tuple and not arguments):
+            return shown
+        return f"{shown} {encode_value(arguments).decode()}"
 
 
 def context_of(record: logging.LogRecord) -> dict[str, Any]:
@@ -90,7 +101,8 @@ def context_of(record: logging.LogRecord) -> dict[str, Any]:
     """
     attributes = record.__dict__
     context = dict(attributes[CONTEXT] if CONTEXT in attributes else bound_fields())
-    for name, value in attributes.items():
-        if name not in RESERVED and not name.startswith("_"):
-            context[name] = value
+    if not RESERVED.issuperset(attributes):
+        for name, value in attributes.items():
+            if name not in RESERVED and not (type(name) is str and name.startswith("_")):
+                context[name] = value
     return context
