@@ -6,17 +6,23 @@ import logging
 import math
 import os
 import threading
+from collections import Counter
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from foundry_log.dict_config import MEBIBYTE
 from foundry_log.encoding import encode_value, to_plain
 from foundry_log.formatters import EntryFormatter
+from foundry_log.handlers.losses import cause_of
 from foundry_log.handlers.rotating_jsonl import RotatingJsonlHandler
 from foundry_log.jsonl import JsonlCursor, read_jsonl
 from foundry_log.records import entry_record
 from foundry_log.running_stats import RunningStats
+
+MAX_SHOWN = 20
+"""Metrics of a step that its line for people names; the file has all."""
 
 _log = logging.getLogger("foundry_log.metrics")
 
@@ -55,6 +61,8 @@ class MetricsLogger:
         self._sinks = logging.getLogger(f"{_log.name}.{experiment_name}")
         self._sinks.propagate = False
         self._index = _Index(self.metrics_file)
+        self.sink_failures: Counter[str] = Counter()
+        """Records that a handler of `foundry_log.metrics.<experiment>` refused, by cause."""
 
     @property
     def losses(self) -> Mapping[str, int]:
@@ -111,7 +119,17 @@ class MetricsLogger:
         record = entry_record(self._sinks.name, logging.INFO, message, entry)
         self._handler.handle(record)
         if self._sinks.handlers:
-            self._sinks.handle(record)
+            try:
+                self._sinks.handle(record)
+            except Exception as error:  # a handler of somebody else's that lets its errors out
+                self._report_sink(cause_of(error))
+
+    def _report_sink(self, cause: str) -> None:
+        self.sink_failures[cause] += 1
+        if self.sink_failures[cause] == 1:
+            _log.warning(
+                "A handler of %s fails: %s", self._sinks.name, cause, exc_info=True, stacklevel=4
+            )
 
 
 def owned_handler(path: Path, max_size_mb: float) -> RotatingJsonlHandler:
@@ -160,7 +178,10 @@ def _is_finite(value: float) -> bool:
 def _listed(values: Any) -> str:
     if not isinstance(values, dict):
         return encode_value(values).decode()
-    return ", ".join(f"{name}={_number(value)}" for name, value in values.items())
+    shown = [f"{name}={_number(value)}" for name, value in islice(values.items(), MAX_SHOWN)]
+    if len(values) > MAX_SHOWN:
+        shown.append(f"… and {len(values) - MAX_SHOWN} more in the file")
+    return ", ".join(shown)
 
 
 def _number(value: Any) -> str:

@@ -44,6 +44,8 @@ def leaves_logging_alone() -> Iterator[None]:
     _restore(root, before)
     for name, logger in root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger):
+            if name not in known and name.startswith("torch"):
+                continue  # its import quietens it; undone, it would log each backward pass
             state, propagate = known.get(name, ((logging.NOTSET, (), (), False), True))
             _restore(logger, state)
             logger.propagate = propagate

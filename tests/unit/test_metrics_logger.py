@@ -590,3 +590,44 @@ class TestMetricsLoggerRecords:
         metrics_logger.log_step(7, 0, {"loss": math.nan})
         handler.close()
         assert "Step 7" in json.dumps(lines(tmp_path / "second.jsonl"))
+
+    def test_a_sink_that_raises_stops_neither_the_run_nor_the_file(
+        self, metrics_logger: MetricsLogger, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """
+        GIVEN: A handler that lets its errors out
+        WHEN: Steps are logged
+        THEN: The file has them all; the failures are counted and reported once
+        """
+
+        class Broken(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                raise RuntimeError("no connection")
+
+        sinks = logging.getLogger("foundry_log.metrics.test_exp")
+        sinks.addHandler(Broken())
+        with caplog.at_level(logging.WARNING, "foundry_log.metrics"):
+            for step in range(3):
+                metrics_logger.log_step(step, 0, {"loss": 1.0})
+
+        assert [line["step"] for line in lines(metrics_logger.metrics_file)] == [0, 1, 2]
+        assert metrics_logger.sink_failures == {"RuntimeError": 3}
+        reports = [record for record in human(caplog) if record.levelno == logging.WARNING]
+        assert len(reports) == 1
+        assert reports[0].exc_info
+
+    def test_a_person_is_not_told_hundreds_of_metrics(
+        self, metrics_logger: MetricsLogger, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """
+        GIVEN: The norms of three hundred parameters
+        WHEN: Logging the step
+        THEN: The line names the first twenty and how many more the file has
+        """
+        with caplog.at_level(logging.INFO, "foundry_log.metrics"):
+            metrics_logger.log_step(1, 0, {f"norm_{n}": 1.0 for n in range(300)})
+
+        [record] = human(caplog)
+        assert record.getMessage().count("norm_") == 20
+        assert record.getMessage().endswith("norm_19=1.0000, … and 280 more in the file")
+        assert len(lines(metrics_logger.metrics_file)[0]["metrics"]) == 300
