@@ -1,0 +1,1 @@
+"""Handlers: where records go."""

@@ -139,7 +139,7 @@ def test_each_public_name_lives_in_the_package() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     """The lazy package fails like any module."""
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
-        foundry_log.Nonsense  # noqa: B018
+        foundry_log.Nonsense
 
 
 def run_python(code: str) -> str:

@@ -101,7 +101,7 @@ class TestLoggingConfigValidation:
 
     def test_a_field_like_no_other_is_told_what_there_is(self) -> None:
         """GIVEN a field of another world WHEN it is made THEN the known fields are listed."""
-        with pytest.raises(ValidationError, match="remove it. Its fields are: console_level"):
+        with pytest.raises(ValidationError, match=r"remove it\. Its fields are: console_level"):
             LoggingConfig(zzz=1)
 
     def test_assignments_are_checked(self) -> None:
@@ -155,7 +155,7 @@ class TestLoggingConfigIntegration:
 
     def test_heads_that_do_not_divide_the_width_are_told_a_width(self) -> None:
         """GIVEN 10 over 4 heads WHEN it is made THEN the remedy is a number that works."""
-        with pytest.raises(ValidationError, match="hidden_size=10 is no multiple .* use 8"):
+        with pytest.raises(ValidationError, match=r"hidden_size=10 is no multiple .* use 8"):
             ExperimentConfig(experiment_name="x", model={"hidden_size": 10, "num_heads": 4})
 
 

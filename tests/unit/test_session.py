@@ -316,7 +316,7 @@ class TestDictConfig:
         assert capsys.readouterr().err.count("once") == 1
 
     def test_it_closes_no_metrics(self, tmp_path: Path) -> None:
-        """GIVEN a MetricsLogger WHEN dictConfig closes all handlers THEN steps are still written."""
+        """GIVEN a MetricsLogger WHEN dictConfig closes all handlers THEN steps are written."""
         metrics = MetricsLogger("x", tmp_path)
         metrics.log_step(1, 0, {"loss": 1.0})
         data = LoggingConfig().to_dict_config(tmp_path)
