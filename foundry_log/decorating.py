@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, aclosing
 from typing import Any, TypeVar, cast
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -30,8 +30,9 @@ def run_inside(enter: Callable[[], AbstractContextManager[Any]], function: Funct
         @functools.wraps(function)
         async def call(*args: Any, **kwargs: Any) -> Any:
             with enter():
-                async for item in function(*args, **kwargs):
-                    yield item
+                async with aclosing(function(*args, **kwargs)) as items:
+                    async for item in items:
+                        yield item
 
     elif inspect.isgeneratorfunction(function):
 

@@ -51,8 +51,7 @@ def structured(message: str, context: Mapping[str, Any], as_json: bool = True) -
 def entry_record(name: str, level: int, message: str, entry: dict[str, Any]) -> logging.LogRecord:
     """Return a complete record, made by the process's record factory, that carries `entry`.
 
-    Args:
-        entry: plain, as `to_plain` returns it.
+    The entry is plain, as `to_plain` returns it.
     """
     record = logging.getLogRecordFactory()(name, level, "", 0, message, (), None)
     record.__dict__[ENTRY] = entry
@@ -74,9 +73,8 @@ def message_of(record: logging.LogRecord) -> tuple[str, str]:
         if record.msg.startswith(text + "\n"):
             return record.__dict__[MESSAGE], record.msg[len(text) + 1 :]
     try:
-        return str.__str__(
-            record.getMessage()
-        ), ""  # a record class of somebody's own may format otherwise
+        # By its own method: a record class of somebody's own may format otherwise.
+        return str.__str__(record.getMessage()), ""
     except Exception:
         return formatted(record.msg, record.args), ""
 

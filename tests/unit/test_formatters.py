@@ -47,7 +47,7 @@ def record(
     return made
 
 
-def structured_record(message: str, **context: Any) -> logging.LogRecord:
+def structured_record(message: str, /, **context: Any) -> logging.LogRecord:
     fields = structured(message, context)
     return record(fields[TEXT], **fields)
 

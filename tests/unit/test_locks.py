@@ -173,7 +173,7 @@ def test_a_process_forked_while_another_thread_holds_the_lock_does_not_keep_it(
 
 
 def test_a_copy_of_the_descriptor_does_not_keep_the_lock(tmp_path: Path) -> None:
-    """A child that was made without Python's hooks has one: release is said, not left to closing."""
+    """A child made without Python's hooks has one: the lock is released, not just closed."""
     path = tmp_path / "lock"
     with locks.exclusive_file(str(path), 0o600):
         (descriptor,) = locks._held

@@ -140,9 +140,10 @@ class TestRanks:
             "host": process.host_name(),
         }
 
-    def test_nonsense_is_ignored(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("text", ["first", "", "-1", "1.5", "²"])
+    def test_nonsense_is_ignored(self, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
         """GIVEN a RANK that is no number WHEN asked THEN there is none."""
-        monkeypatch.setenv("RANK", "first")
+        monkeypatch.setenv("RANK", text)
 
         assert process.rank_fields() == {}
 

@@ -35,7 +35,7 @@ def record(msg: Any = "", args: Any = (), **attributes: Any) -> logging.LogRecor
     return made
 
 
-def structured_record(message: str, **context: Any) -> logging.LogRecord:
+def structured_record(message: str, /, **context: Any) -> logging.LogRecord:
     fields = structured(message, context)
     return record(fields[TEXT], **fields)
 

@@ -114,6 +114,19 @@ class TestStructuredLoggerInitialization:
 
         assert done.stdout == "False\n"
 
+    def test_cuda_is_not_initialised_for_it(self) -> None:
+        """GIVEN torch in the process WHEN it is made THEN CUDA is as it was: untouched."""
+        pytest.importorskip("torch", reason="torch is not installed here")
+        code = (
+            "import torch; from foundry_log import *; "
+            "log = StructuredLogger('a', ExperimentConfig(experiment_name='x')); "
+            "log.warning('x', tensor=torch.zeros(1)); "
+            "print(log.context['device'], torch.cuda.is_initialized())"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+        assert done.stdout == "cpu False\n", done.stderr
+
 
 class TestStructuredLoggerOutput:
     """What stands in a file."""
@@ -136,7 +149,7 @@ class TestStructuredLoggerOutput:
     def test_our_formatter_does_not_encode_twice(
         self, structured_logger: StructuredLogger, records: Records
     ) -> None:
-        """GIVEN the same record WHEN JsonFormatter writes it THEN message and context are fields."""
+        """GIVEN the same record WHEN JsonFormatter writes it THEN its parts are fields."""
         structured_logger.info("Test message", step=1)
 
         assert records.line["message"] == "Test message"
@@ -272,6 +285,25 @@ class TestStructuredLoggerContext:
         assert "temporary" not in records.line["context"]
         assert records.line["context"]["step"] == 100
 
+    def test_any_name_may_be_in_the_base(
+        self, structured_logger: StructuredLogger, records: Records
+    ) -> None:
+        """GIVEN a base field named self WHEN logging THEN the record has it."""
+        structured_logger.update_context(self=1, name=2)
+        structured_logger.info("Test")
+
+        assert (records.line["context"]["self"], records.line["context"]["name"]) == (1, 2)
+
+    def test_a_value_that_changes_later_is_kept_as_it_was(
+        self, structured_logger: StructuredLogger, records: Records
+    ) -> None:
+        """GIVEN a list as context WHEN it grows afterwards THEN the record does not."""
+        losses = [1.0]
+        structured_logger.info("Test", losses=losses)
+        losses.append(2.0)
+
+        assert records.line["context"]["losses"] == [1.0]
+
     def test_precedence(self, structured_logger: StructuredLogger, records: Records) -> None:
         """GIVEN one name everywhere WHEN logging THEN call wins over scope, scope over adapter."""
         structured_logger.update_context(a="adapter", b="adapter", c="adapter")
@@ -330,6 +362,25 @@ class TestStructuredLoggerMessages:
 
         assert records.line["message"].startswith("%d steps")
         assert "many" in records.line["message"]
+
+    def test_what_raises_when_looked_at_is_kept_out_of_the_program(
+        self, structured_logger: StructuredLogger, records: Records
+    ) -> None:
+        """GIVEN objects whose code fails WHEN logging THEN a record is made, none raised."""
+
+        def fail(*_: Any) -> Any:
+            raise RuntimeError("hostile")
+
+        liar = type("Liar", (), {"__class__": property(fail)})()
+        untrue = type("Untrue", (dict,), {"__len__": fail, "__bool__": fail})(a=1)
+        structured_logger.info("%s", liar)
+        structured_logger.info(liar, value=liar)
+        structured_logger.info("%s", untrue)
+        structured_logger.info("Test", extra=5)
+        structured_logger.info("Test", extra={5: 6})
+
+        assert len(records.records) == 5
+        assert records.line["context"]["5"] == 6
 
     def test_text_that_looks_like_json_forges_nothing(
         self, structured_logger: StructuredLogger, records: Records
@@ -404,6 +455,21 @@ class TestStructuredLoggerEdgeCases:
         line = records.line
         assert line["message"] == "failed"
         assert line["context"]["step"] == 3
+        assert "ValueError: queued" in line["exception"]["traceback"]
+
+    def test_a_queue_between_processes_loses_nothing(
+        self, structured_logger: StructuredLogger, records: Records
+    ) -> None:
+        """GIVEN a prepared record WHEN it is pickled THEN message, context, traceback arrive."""
+        sender = logging.handlers.QueueHandler(queue.Queue())
+        try:
+            raise ValueError("queued")
+        except ValueError:
+            structured_logger.exception("failed", step=3, odd=lambda: None, stack_info=True)
+        prepared = pickle.loads(pickle.dumps(sender.prepare(records.last)))
+
+        line = json.loads(JsonFormatter().format(prepared))
+        assert (line["message"], line["context"]["step"]) == ("failed", 3)
         assert "ValueError: queued" in line["exception"]["traceback"]
 
     def test_records_pickle_and_copy(
