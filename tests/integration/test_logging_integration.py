@@ -354,7 +354,7 @@ class TestRotation:
         self, tiny_config: ExperimentConfig, temp_workspace: Path
     ) -> None:
         """
-        GIVEN: files of at most 1 MiB, and 400 steps with some 4 kB each
+        GIVEN: files of at most 1 MiB, and 400 steps with some 4 kB each in both of them
         WHEN: training has run
         THEN: files were rotated, none is too large, and no step is lost or doubled.
         """
@@ -364,6 +364,12 @@ class TestRotation:
         tiny_config.logging.log_detailed_metrics_every_n_steps = 1
         tiny_config.logging.console_level = "ERROR"
         trainer = Trainer(tiny_config, temp_workspace)
+
+        class Talkative(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                logging.getLogger("library").debug("seen: %s", "x" * 4000)
+
+        logging.getLogger("foundry_log.metrics.test").addHandler(Talkative())
         trainer.train()
         for name in ("metrics", "run"):
             files = list(trainer.directory.path.glob(f"{name}*.jsonl"))
