@@ -39,15 +39,24 @@ class StructuredLogger(_Adapter):
         config: an ExperimentConfig, or any object with `experiment_name`; its `training.device` and
             `logging.use_structured_logging` count where they are there.
 
+    Raises:
+        TypeError: `config` has no `experiment_name`.
+
     Attributes:
         context: this adapter's own dict, at first `experiment`, `git_hash` and `device` (and rank
             and host under a distributed launcher).
     """
 
     def __init__(self, name: str, config: Any) -> None:
+        experiment = getattr(config, "experiment_name", None)
+        if experiment is None:
+            raise TypeError(
+                f"a StructuredLogger needs a configuration with experiment_name, not "
+                f"{type(config).__name__}; pass ExperimentConfig(experiment_name=…, logging=…)"
+            )
         training = getattr(config, "training", None)
         settings = getattr(config, "logging", None)
-        self.context = base_context(config.experiment_name, getattr(training, "device", None))
+        self.context = base_context(experiment, getattr(training, "device", None))
         super().__init__(logging.getLogger(name), self.context)
         self._as_json = getattr(settings, "use_structured_logging", True) is not False
 

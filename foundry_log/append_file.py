@@ -151,9 +151,9 @@ class AppendFile:
         # write now, never meets a closed descriptor or one that another file has got since.
         os.dup2(descriptor, self._descriptor, inheritable=False)
         os.close(descriptor)
-        if self._patch >= 0:
-            os.close(self._patch)
-        self._patch = patch
+        patch, self._patch = self._patch, patch  # first: a fork in between must not close it twice
+        if patch >= 0:
+            os.close(patch)
 
     def sync(self) -> None:
         """Wait until the device has what was written (`fsync`)."""

@@ -13,12 +13,13 @@ from types import TracebackType
 from typing import Any
 
 from foundry_log.clock import timestamp
+from foundry_log.context import bound_fields
 from foundry_log.decorating import Function, run_inside
 from foundry_log.encoding import exception_text, to_plain
 from foundry_log.exception_data import traceback_text
 from foundry_log.jsonl import tail_jsonl
 from foundry_log.metrics import owned_handler
-from foundry_log.records import entry_record
+from foundry_log.records import checked_logger, entry_record
 
 
 class ErrorTracker:
@@ -34,6 +35,7 @@ class ErrorTracker:
         max_errors: entries kept in memory; the file and the counts have all.
 
     Raises:
+        TypeError: `logger` is none.
         ValueError: `max_errors` is below 1.
     """
 
@@ -43,6 +45,7 @@ class ErrorTracker:
         output_dir: str | os.PathLike[str],
         max_errors: int = 1000,
     ) -> None:
+        checked_logger(logger)
         if max_errors < 1:
             raise ValueError(f"max_errors={max_errors} must be 1 or more")
         self.logger = logger
@@ -66,7 +69,7 @@ class ErrorTracker:
 
         Args:
             error: what was raised.
-            context: anything that helps to understand it; None for `{}`.
+            context: anything that helps to understand it, above the fields of scopes (`bound`).
         """
         self._log_error(error, context, stacklevel=3)
 
@@ -122,9 +125,7 @@ class ErrorTracker:
         """Close the file; a later error opens it again."""
         self._handler.close()
 
-    def _log_error(
-        self, error: BaseException, context: Mapping[str, Any] | None, stacklevel: int
-    ) -> None:
+    def _log_error(self, error: Any, context: Mapping[str, Any] | None, stacklevel: int) -> None:
         kind, message = type(error).__name__, exception_text(error)
         entry = {
             "error_type": kind,
@@ -141,7 +142,7 @@ class ErrorTracker:
             "%s: %s",
             kind,
             message,
-            exc_info=(type(error), error, error.__traceback__),
+            exc_info=error if isinstance(error, BaseException) else None,
             extra={"error_context": entry["context"]} if entry["context"] else None,
             stacklevel=stacklevel,
         )
@@ -149,7 +150,8 @@ class ErrorTracker:
 
 def _plain_context(context: Mapping[str, Any] | None) -> dict[str, Any]:
     plain = to_plain({} if context is None else context)
-    return plain if isinstance(plain, dict) else {"value": plain}
+    given = plain if isinstance(plain, dict) else {"value": plain}
+    return {**to_plain(dict(bound_fields())), **given}
 
 
 class Catcher:

@@ -9,10 +9,12 @@ from itertools import chain, islice
 from typing import Any, BinaryIO
 
 from foundry_log.encoding import decode_line
-from foundry_log.filenames import rotated_files
+from foundry_log.filenames import numbered_name, rotated_files
 
 _BLOCK = 65_536
 _LOOKS = 20
+
+_Identity = tuple[int, int]
 _HEAD = 64
 
 
@@ -129,25 +131,61 @@ def _entry(line: bytes) -> dict[str, Any] | None:
 def _opened(path: str, rotated: bool, files: ExitStack) -> list[BinaryIO]:
     """Return the files of a history, oldest first, each once although they may rotate meanwhile.
 
-    Names shift under rotation, inodes do not: look until two looks agree.
+    The live file is opened first; whatever its name becomes, the older files are those that a look
+    from the newest rotated file to the oldest finds behind it. Numbered names shift towards the
+    oldest, the way the look goes, so it passes no file by; one that it meets twice is known by its
+    inode. A look that does not find the live file counts if that has not moved in the meantime.
     """
-    found: dict[tuple[int, int], BinaryIO] = {}
-    order: list[tuple[int, int] | None] = []
+    found: dict[_Identity, BinaryIO] = {}
+    live: _Identity | None = None
+    older: list[_Identity] = []
     for _ in range(_LOOKS):
-        before, order = order, []
-        for name in [*(rotated_files(path) if rotated else []), path]:
-            try:
-                status = os.stat(name)
-                if (status.st_dev, status.st_ino) not in found:
-                    file = files.enter_context(open(name, "rb"))  # noqa: SIM115
-                    status = os.fstat(file.fileno())
-                    found.setdefault((status.st_dev, status.st_ino), file)
-                order.append((status.st_dev, status.st_ino))
-            except (FileNotFoundError, NotADirectoryError):
-                order.append(None)  # it has moved on since it was listed
-        if order == before:
+        live = live or _look(path, found, files)
+        if not rotated:
             break
-    return [found[identity] for identity in dict.fromkeys(order) if identity is not None]
+        seen = [_look(name, found, files) for name in _newest_first(path)]
+        older = [identity for identity in seen if identity is not None]
+        if live in older:
+            older = older[len(older) - older[::-1].index(live) :]
+            break
+        if live == _look(path, found, files):
+            break
+    order = dict.fromkeys(older if live is None else [live, *older])
+    return [found[identity] for identity in reversed(order)]
+
+
+def _look(name: str, found: dict[_Identity, BinaryIO], files: ExitStack) -> _Identity | None:
+    """Return which file has the name, None for none; it is open afterwards."""
+    try:
+        status = os.stat(name)
+        identity = (status.st_dev, status.st_ino)
+        if identity not in found:
+            file = files.enter_context(open(name, "rb"))  # noqa: SIM115
+            status = os.fstat(file.fileno())
+            identity = (status.st_dev, status.st_ino)
+            found.setdefault(identity, file)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return identity
+
+
+def _newest_first(path: str) -> Iterator[str]:
+    """Yield the names that rotated files have or may get while they are looked at.
+
+    A directory that is listed while names shift may leave one out: all numbers up to the highest
+    are tried, and those that are reached meanwhile.
+    """
+    highest = 0
+    for name in reversed(rotated_files(path)):
+        suffix = name[len(path) + 1 :]
+        if suffix.isdigit():
+            highest = max(highest, int(suffix))
+        else:
+            yield name
+    number = 1
+    while number <= highest or os.path.exists(numbered_name(path, number)):
+        yield numbered_name(path, number)
+        number += 1
 
 
 def _lines_from_end(file: BinaryIO) -> Iterator[bytes]:

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from foundry_log.context import bound_fields
 from foundry_log.dict_config import MEBIBYTE
 from foundry_log.encoding import encode_value, to_plain
 from foundry_log.formatters import EntryFormatter
@@ -72,20 +73,22 @@ class MetricsLogger:
     def log_step(self, step: int, epoch: int, metrics: Mapping[str, Any]) -> None:
         """Write `{"timestamp", "step", "epoch", "metrics"}` and log `Step …` at INFO.
 
+        Inside of scopes (`bound`) their fields follow under `context`.
+
         Args:
             step: number of the optimizer step.
             epoch: number of the epoch.
             metrics: name to number, or to anything that JSON can be made of; scalars of numpy and
                 torch become numbers.
         """
-        entry = to_plain({"step": step, "epoch": epoch, "metrics": metrics})
+        entry = to_plain(_within_scopes({"step": step, "epoch": epoch, "metrics": metrics}))
         self._write(f"Step {entry['step']}", entry)
         if _log.isEnabledFor(logging.INFO):
             _log.info("Step %s: %s", entry["step"], _listed(entry["metrics"]), stacklevel=2)
 
     def log_epoch_summary(self, epoch: int, summary: Mapping[str, Any]) -> None:
         """Write `{"timestamp", "epoch", "summary"}` and log `Epoch …` at INFO."""
-        entry = to_plain({"epoch": epoch, "summary": summary})
+        entry = to_plain(_within_scopes({"epoch": epoch, "summary": summary}))
         self._write(f"Epoch {entry['epoch']}", entry)
         if _log.isEnabledFor(logging.INFO):
             _log.info("Epoch %s: %s", entry["epoch"], _listed(entry["summary"]), stacklevel=2)
@@ -130,6 +133,11 @@ class MetricsLogger:
             _log.warning(
                 "A handler of %s fails: %s", self._sinks.name, cause, exc_info=True, stacklevel=4
             )
+
+
+def _within_scopes(entry: dict[str, Any]) -> dict[str, Any]:
+    scopes = bound_fields()
+    return {**entry, "context": scopes} if scopes else entry
 
 
 def owned_handler(path: Path, max_size_mb: float) -> RotatingJsonlHandler:

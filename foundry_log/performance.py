@@ -15,6 +15,7 @@ from typing import Any
 from foundry_log.decorating import Function, run_inside
 from foundry_log.encoding import encode_document
 from foundry_log.process import memory_usage
+from foundry_log.records import checked_logger
 from foundry_log.running_stats import RunningStats
 
 MAX_SAMPLES = 10_000
@@ -30,9 +31,13 @@ class PerformanceLogger:
 
     Args:
         logger: a logger or a StructuredLogger, which gets one record a block.
+
+    Raises:
+        TypeError: `logger` is none.
     """
 
     def __init__(self, logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
+        checked_logger(logger)
         self.logger = logger
         self._timers: dict[str, list[float]] = {}
         self._totals: dict[str, _Total] = {}
@@ -65,8 +70,11 @@ class PerformanceLogger:
         Args:
             name: of the timer.
             log_level: of the record.
+
+        Raises:
+            TypeError: `name` is no text, as when the parentheses of a decorator are left out.
         """
-        return TimedBlock(self, name, log_level)
+        return TimedBlock(self, _checked_name(name), log_level)
 
     def get_timing_statistics(self, name: str) -> dict[str, float]:
         """Return `count`, `mean`, `min`, `max` and `std` of a timer, times in seconds.
@@ -236,6 +244,12 @@ class _Total:
         self._sum_ns += ns
         self._kept_ns += ns
         self._squares_ns += ns * ns
+
+
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f'time_block({name!r}) needs a name: @perf.time_block("forward")')
+    return name
 
 
 def _nanoseconds(seconds: float) -> int:

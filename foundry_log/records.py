@@ -58,6 +58,19 @@ def entry_record(name: str, level: int, message: str, entry: dict[str, Any]) -> 
     return record
 
 
+def checked_logger(logger: Any) -> None:
+    """Refuse what is neither a logger nor an adapter.
+
+    Raises:
+        TypeError: with what to pass instead.
+    """
+    if not callable(getattr(logger, "log", None)):
+        raise TypeError(
+            f"logger={logger!r} is no logger; pass logging.getLogger({str(logger)!r}) or a "
+            "StructuredLogger"
+        )
+
+
 def message_of(record: logging.LogRecord) -> tuple[str, str]:
     """Return the message of any record, and text that a `QueueHandler` has put behind it.
 

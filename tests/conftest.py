@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ from foundry_log import (
     PerformanceLogger,
     StructuredLogger,
 )
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts background jobs so, and their children inherit it; some tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TEXT = "".join(f"def f{n}(x):\n    return x * {n} + {n % 7}\n\n" for n in range(400))
 

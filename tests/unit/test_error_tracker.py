@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from foundry_log import ErrorTracker, ExperimentConfig, StructuredLogger
+from foundry_log import ErrorTracker, ExperimentConfig, StructuredLogger, bound
 
 pytestmark = pytest.mark.unit
 
@@ -578,3 +578,25 @@ class TestErrorTrackerDurability:
         error_tracker.close()
         error_tracker.log_error(ValueError())
         assert len(lines(error_tracker.errors_file)) == 1
+
+
+def test_a_logger_must_be_one(tmp_path: Path) -> None:
+    """A name in its place is refused at once, with what to pass."""
+    with pytest.raises(TypeError, match=r"pass logging\.getLogger\('train'\)"):
+        ErrorTracker("train", tmp_path)  # type: ignore[arg-type]
+
+
+def test_what_is_no_exception_is_logged_all_the_same(error_tracker: ErrorTracker) -> None:
+    """Text in place of an error raises nothing into the caller, and is kept."""
+    error_tracker.log_error("boom", {"step": 1})  # type: ignore[arg-type]
+
+    [entry] = error_tracker.get_recent_errors(1)
+    assert (entry["error_type"], entry["error_message"]) == ("str", "boom")
+
+
+def test_scopes_are_below_the_errors_own_context(error_tracker: ErrorTracker) -> None:
+    """A run id that is bound once is on every error."""
+    with bound(run_id="r7", step=1):
+        error_tracker.log_error(ValueError("v"), {"step": 2})
+
+    assert error_tracker.get_recent_errors(1)[0]["context"] == {"run_id": "r7", "step": 2}

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from foundry_log import MetricsLogger, RotatingJsonlHandler, filenames
+from foundry_log import MetricsLogger, RotatingJsonlHandler, bound, filenames
 
 pytestmark = pytest.mark.unit
 
@@ -631,3 +631,17 @@ class TestMetricsLoggerRecords:
         assert record.getMessage().count("norm_") == 20
         assert record.getMessage().endswith("norm_19=1.0000, … and 280 more in the file")
         assert len(lines(metrics_logger.metrics_file)[0]["metrics"]) == 300
+
+    def test_scopes_are_in_the_line(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: A run id that is bound once
+        WHEN: A step is logged inside of it, and one outside
+        THEN: The first line has it under context, the second has the spec's four fields alone
+        """
+        with bound(run_id="r7"):
+            metrics_logger.log_step(1, 0, {"loss": 1.0})
+        metrics_logger.log_step(2, 0, {"loss": 1.0})
+
+        inside, outside = lines(metrics_logger.metrics_file)
+        assert inside["context"] == {"run_id": "r7"}
+        assert set(outside) == {"timestamp", "step", "epoch", "metrics"}

@@ -542,3 +542,17 @@ class TestPerformanceLoggerLoggers:
         with caplog.at_level(logging.DEBUG, "test"), perf.time_block("100%d"):
             pass
         assert caplog.records[0].getMessage().startswith("100%d completed in ")
+
+
+def test_a_logger_must_be_one() -> None:
+    """A name in its place is refused at once, with what to pass."""
+    with pytest.raises(TypeError, match=r"pass logging\.getLogger\('train'\)"):
+        PerformanceLogger("train")  # type: ignore[arg-type]
+
+
+def test_a_decorator_without_parentheses_says_what_it_needs(
+    performance_logger: PerformanceLogger,
+) -> None:
+    """The function itself is no name."""
+    with pytest.raises(TypeError, match="needs a name"):
+        performance_logger.time_block(lambda: None)  # type: ignore[arg-type]

@@ -481,3 +481,8 @@ class TestStructuredLoggerEdgeCases:
 
         for record in (pickle.loads(pickle.dumps(records.last)), copy.copy(records.last)):
             assert json.loads(JsonFormatter().format(record)) == expected
+
+    def test_a_configuration_without_a_name_is_refused(self) -> None:
+        """GIVEN a LoggingConfig WHEN it is made THEN the error says what to pass."""
+        with pytest.raises(TypeError, match="pass ExperimentConfig"):
+            StructuredLogger("test", LoggingConfig())
