@@ -63,6 +63,15 @@ class Section(BaseModel):
                     )
         return values
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # pydantic leaves a value in place that a rule over several fields has refused.
+        before = dict(self.__dict__)
+        try:
+            super().__setattr__(name, value)
+        except ValueError:
+            self.__dict__.update(before)
+            raise
+
 
 class LoggingConfig(Section):
     """How a run logs. All fields have defaults; see each field for its meaning and unit."""

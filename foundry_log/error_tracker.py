@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import threading
 from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from foundry_log.decorating import Function, run_inside
 from foundry_log.encoding import exception_text, to_plain
 from foundry_log.exception_data import traceback_text
 from foundry_log.jsonl import tail_jsonl
+from foundry_log.locks import thread_lock
 from foundry_log.metrics import owned_handler
 from foundry_log.records import checked_logger, entry_record
 
@@ -54,7 +54,7 @@ class ErrorTracker:
         self._handler = owned_handler(self.errors_file, max_size_mb=100)
         self._counts: Counter[str] = Counter()
         self._recent: deque[dict[str, Any]] = deque(maxlen=max_errors)
-        self._lock = threading.Lock()  # guards the counts and the recent entries
+        self._lock = thread_lock()  # guards the counts and the recent entries
 
     @property
     def losses(self) -> Mapping[str, int]:

@@ -31,6 +31,8 @@ class ContextFilter(logging.Filter):
         """Add the fields; always True."""
         if super().filter(record):
             known = record.__dict__.get(CONTEXT)
+            if known is not None and type(known) is not dict:
+                return True  # an `extra` that took our name: it is context like any other
             record.__dict__[CONTEXT] = {
                 **self.fields,
                 **(to_plain(dict(bound_fields())) if known is None else known),

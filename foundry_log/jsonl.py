@@ -173,7 +173,7 @@ def _newest_first(path: str) -> Iterator[str]:
     """Yield the names that rotated files have or may get while they are looked at.
 
     A directory that is listed while names shift may leave one out: all numbers up to the highest
-    are tried, and those that are reached meanwhile.
+    are tried, and those that are reached meanwhile, past the gap that a shift leaves for a moment.
     """
     highest = 0
     for name in reversed(rotated_files(path)):
@@ -183,7 +183,9 @@ def _newest_first(path: str) -> Iterator[str]:
         else:
             yield name
     number = 1
-    while number <= highest or os.path.exists(numbered_name(path, number)):
+    while number <= highest or any(
+        os.path.exists(numbered_name(path, beyond)) for beyond in (number, number + 1)
+    ):
         yield numbered_name(path, number)
         number += 1
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +21,15 @@ try:
 except ImportError:  # pragma: no cover - Windows
     pass
 
+_thread_locks: weakref.WeakSet[Any] = weakref.WeakSet()
 _held: set[int] = set()  # descriptors of `exclusive_file`, for the child of a fork to close
+
+
+def thread_lock() -> threading.Lock:
+    """Return a lock between threads that is free in the child of a fork, whoever held it."""
+    lock = threading.Lock()
+    _thread_locks.add(lock)
+    return lock
 
 
 def try_shared(descriptor: int) -> bool:
@@ -83,6 +93,8 @@ def _try(descriptor: int, exclusive: bool) -> bool:
 
 
 def _abandon_after_fork() -> None:
+    for lock in list(_thread_locks):
+        lock._at_fork_reinit()  # what `logging` and `threading` do with theirs
     while _held:
         os.close(_held.pop())
 

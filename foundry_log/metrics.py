@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import threading
 from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
@@ -19,6 +18,7 @@ from foundry_log.formatters import EntryFormatter
 from foundry_log.handlers.losses import cause_of
 from foundry_log.handlers.rotating_jsonl import RotatingJsonlHandler
 from foundry_log.jsonl import JsonlCursor, read_jsonl
+from foundry_log.locks import thread_lock
 from foundry_log.records import entry_record
 from foundry_log.running_stats import RunningStats
 
@@ -159,7 +159,7 @@ class _Index:
     def __init__(self, path: Path) -> None:
         self._cursor = JsonlCursor(path)
         self._stats: dict[str, RunningStats] = {}
-        self._lock = threading.Lock()  # guards both
+        self._lock = thread_lock()  # guards both
 
     def statistics(self, name: str) -> dict[str, float]:
         with self._lock:
@@ -172,7 +172,7 @@ class _Index:
         if not isinstance(metrics, dict):
             return
         for name, value in metrics.items():
-            if isinstance(value, (int, float)) and _is_finite(value):
+            if type(value) in (int, float) and _is_finite(value):
                 self._stats.setdefault(name, RunningStats()).add(value)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from foundry_log.decorating import Function, run_inside
 from foundry_log.encoding import encode_document
+from foundry_log.locks import thread_lock
 from foundry_log.process import memory_usage
 from foundry_log.records import checked_logger
 from foundry_log.running_stats import RunningStats
@@ -41,7 +42,7 @@ class PerformanceLogger:
         self.logger = logger
         self._timers: dict[str, list[float]] = {}
         self._totals: dict[str, _Total] = {}
-        self._lock = threading.Lock()  # guards both dicts and what is in them
+        self._lock = thread_lock()  # guards both dicts and what is in them
 
     @property
     def timers(self) -> dict[str, list[float]]:

@@ -79,12 +79,12 @@ def message_of(record: logging.LogRecord) -> tuple[str, str]:
     redacting filter for one, counts as it stands. Never raises: arguments that do not fit the
     format are shown behind it.
     """
-    text = record.__dict__.get(TEXT)
-    if text is not None and isinstance(record.msg, str):
+    text, message = record.__dict__.get(TEXT), record.__dict__.get(MESSAGE)
+    if type(text) is str and type(message) is str and isinstance(record.msg, str):
         if record.msg == text:
-            return record.__dict__[MESSAGE], ""
+            return message, ""
         if record.msg.startswith(text + "\n"):
-            return record.__dict__[MESSAGE], record.msg[len(text) + 1 :]
+            return message, record.msg[len(text) + 1 :]
     try:
         # By its own method: a record class of somebody's own may format otherwise.
         return str.__str__(record.getMessage()), ""
@@ -111,9 +111,12 @@ def context_of(record: logging.LogRecord) -> dict[str, Any]:
     kept them on the record before it travelled to another thread.
     """
     attributes = record.__dict__
-    context = dict(attributes[CONTEXT] if CONTEXT in attributes else bound_fields())
+    known = attributes.get(CONTEXT)
+    context = dict(known if type(known) is dict else bound_fields())
     if not RESERVED.issuperset(attributes):
         for name, value in attributes.items():
             if name not in RESERVED and not (type(name) is str and name.startswith("_")):
                 context[name] = value
+    if known is not None and type(known) is not dict:  # an `extra` that took our name
+        context[CONTEXT] = known
     return context

@@ -82,8 +82,7 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         _check_numbers(mode, maxBytes, backupCount, max_age_days)
         encoding = _checked_encoding(encoding, errors)
         self._schedule = Schedule(when, interval, utc) if when else None
-        self._rotates = bool(maxBytes or when) and (stable_names or backupCount > 0)
-        if self._rotates:
+        if bool(maxBytes or when) and (stable_names or backupCount > 0):
             mode = "a"
         self._file = AppendFile(
             os.fspath(filename),
@@ -177,6 +176,10 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
                 self._prune()
         finally:
             self.release()
+
+    @property
+    def _rotates(self) -> bool:  # asked each time: the stdlib's limits may be set later too
+        return bool(self.maxBytes or self._schedule) and bool(self.stable_names or self.backupCount)
 
     def _is_due(self, incoming: int) -> bool:
         file = self._file

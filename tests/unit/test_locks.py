@@ -257,3 +257,37 @@ def _forked_sleeper() -> int:
     os.close(ready)
     os.close(told)
     return child
+
+
+def test_a_thread_lock_is_free_in_the_child_of_a_fork() -> None:
+    """A child forked while another thread holds it does not wait for ever.
+
+    In a process of its own, since Python warns of forks beside threads.
+    """
+    script = """
+import os, signal, threading, warnings
+from foundry_log.locks import thread_lock
+warnings.simplefilter("ignore")
+lock, held, done = thread_lock(), threading.Event(), threading.Event()
+def hold():
+    with lock:
+        held.set()
+        done.wait()
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    with lock:
+        os._exit(0)
+status = os.waitpid(pid, 0)[1]
+done.set()
+thread.join()
+print(status)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+
+    assert (done.stdout, done.stderr) == ("0\n", "")

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from foundry_log import ExperimentConfig, LoggingConfig
+from foundry_log.config import ModelConfig, TrainingConfig
 
 pytestmark = pytest.mark.unit
 
@@ -200,3 +201,23 @@ class TestDictConfig:
 
         assert set(data["handlers"]) == {"log", "jsonl"}
         assert data["root"]["level"] == "ERROR"
+
+
+class TestAssignments:
+    """A refused assignment changes nothing."""
+
+    def test_also_where_two_fields_clash(self) -> None:
+        """GIVEN a width of 64 WHEN 3 heads are assigned THEN it is refused and 4 stay."""
+        config = ModelConfig()
+        with pytest.raises(ValidationError, match="no multiple"):
+            config.num_heads = 3
+
+        assert config.num_heads == 4
+
+    def test_a_run_keeps_its_end(self) -> None:
+        """GIVEN one epoch and no steps WHEN the epochs are taken away THEN they stay."""
+        config = TrainingConfig()
+        with pytest.raises(ValidationError):
+            config.epochs = None
+
+        assert config.epochs == 1

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foundry_log.context import bound
+from foundry_log.filters import ContextFilter
 from foundry_log.records import (
     CONTEXT,
     ENTRY,
@@ -228,3 +229,19 @@ class TestEntries:
             logging.setLogRecordFactory(before)
 
         assert made.__dict__["host"] == "here"
+
+
+@pytest.mark.parametrize("name", ["foundry_text", "foundry_context", "foundry_message"])
+@pytest.mark.parametrize("value", [5, "hello", None])
+def test_an_extra_that_takes_one_of_our_names_costs_no_record(name: str, value: Any) -> None:
+    """A plain record with such an attribute keeps its message, and raises nothing."""
+    made = record("hello", **{name: value})
+    ContextFilter({"team": "a"}).filter(made)
+
+    assert message_of(made)[0] == "hello"
+    assert isinstance(context_of(made), dict)
+
+
+def test_an_extra_named_like_our_context_is_context() -> None:
+    """What is no context of ours is kept as the caller's field."""
+    assert context_of(record("x", foundry_context=5)) == {"foundry_context": 5}

@@ -1182,3 +1182,14 @@ def test_the_lock_of_a_rotated_file_is_its_writers_life_sign(make: Make, path: P
     expire_look(slow)
     log(slow, "z")
     assert not locks.in_use(rotated)
+
+
+def test_limits_that_are_set_later_count(path: Path) -> None:
+    """The stdlib's handler asks its attributes at each record, and so does this one."""
+    handler = RotatingJsonlHandler(path)
+    handler.maxBytes, handler.backupCount = 200, 3
+    for _ in range(20):
+        handler.handle(logging.makeLogRecord({"msg": "x" * 50}))
+    handler.close()
+
+    assert len(filenames.rotated_files(str(path))) == 3
