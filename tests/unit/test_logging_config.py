@@ -221,3 +221,9 @@ class TestAssignments:
             config.epochs = None
 
         assert config.epochs == 1
+
+
+def test_a_section_that_is_no_object_is_refused() -> None:
+    """A level in place of the section is told what the section must be."""
+    with pytest.raises(ValidationError, match="logging"):
+        ExperimentConfig(experiment_name="x", logging="INFO")
