@@ -39,7 +39,17 @@ def _level(value: Any) -> Any:
 
 
 Level = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_level)]
-Count = Annotated[int, Field(gt=0)]
+
+
+def _positive(value: float) -> float:
+    if not value > 0:
+        least = "1 or more" if isinstance(value, int) else "a number above 0"
+        raise ValueError(f"{value} must be greater than 0; use {least}")
+    return value
+
+
+Count = Annotated[int, AfterValidator(_positive)]
+Positive = Annotated[float, AfterValidator(_positive)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 ExperimentName = Annotated[str, AfterValidator(check_name)]
 
@@ -126,7 +136,7 @@ class DataConfig(Section):
     """A text file, or a directory of them; None for the sources of Python's standard library."""
     pattern: str = "*.py"
     """Names of the files of a directory that are read, in its sub-directories too."""
-    max_megabytes: Annotated[float, Field(gt=0)] = 2.0
+    max_megabytes: Positive = 2.0
     """MB (10^6 bytes) read at the most."""
     sequence_length: Count = 64
     """Tokens of one example."""
@@ -177,13 +187,13 @@ class TrainingConfig(Section):
     """Examples of one forward pass."""
     gradient_accumulation_steps: Count = 1
     """Forward passes of one optimizer step."""
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    learning_rate: Positive = 3e-3
     """Peak of the schedule."""
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     """Steps over which the rate rises from 0; then it falls along a cosine to a tenth."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Of AdamW."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: Positive = 1.0
     """Global norm to which gradients are clipped."""
     eval_every_n_steps: Count = 200
     """Steps from one evaluation to the next; the last step is always evaluated."""

@@ -52,7 +52,8 @@ class JsonFormatter(BaseJsonFormatter):
         context_key: the member that holds the context; None writes its fields side by side with
             the others, where a name that is taken gets an underscore behind it.
         caller: add `caller`, an object of `file`, `line` and `function`.
-        json_default: asked first for objects that JSON has no form for.
+        json_default: asked first for objects that JSON has no form for; the context of a
+            StructuredLogger is plain before it comes here.
         prefix, rename_fields, rename_fields_keep_missing, static_fields, reserved_attrs, timestamp,
             defaults, exc_info_as_array, stack_info_as_array: as in python-json-logger.
     """

@@ -92,7 +92,7 @@ class TestLoggingConfigValidation:
 
         text = str(caught.value)
         assert field in text
-        assert "greater than 0" in text
+        assert f"{value} must be greater than 0; use 1 or more" in text
         assert f"input_value={value}" in text
 
     def test_an_unknown_field_is_refused_with_the_nearest_name(self) -> None:
