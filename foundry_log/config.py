@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from foundry_log.dict_config import dict_config
-from foundry_log.filenames import check_name
+from foundry_log.files.filenames import check_name
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 

@@ -16,8 +16,8 @@ from foundry_log.context import bound_fields
 from foundry_log.decorating import Function, run_inside
 from foundry_log.encoding import exception_text, to_plain
 from foundry_log.exception_data import traceback_text
+from foundry_log.files.locks import thread_lock
 from foundry_log.jsonl import tail_jsonl
-from foundry_log.locks import thread_lock
 from foundry_log.metrics import owned_handler
 from foundry_log.records import checked_logger, entry_record
 

@@ -9,7 +9,7 @@ from itertools import chain, islice
 from typing import Any, BinaryIO
 
 from foundry_log.encoding import decode_line
-from foundry_log.filenames import numbered_name, rotated_files
+from foundry_log.files.filenames import numbered_name, rotated_files
 
 _BLOCK = 65_536
 _LOOKS = 20

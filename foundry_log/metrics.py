@@ -14,11 +14,11 @@ from typing import Any
 from foundry_log.context import bound_fields
 from foundry_log.dict_config import MEBIBYTE
 from foundry_log.encoding import encode_value, to_plain
+from foundry_log.files.locks import thread_lock
 from foundry_log.formatters import EntryFormatter
 from foundry_log.handlers.losses import cause_of
 from foundry_log.handlers.rotating_jsonl import RotatingJsonlHandler
 from foundry_log.jsonl import JsonlCursor, read_jsonl
-from foundry_log.locks import thread_lock
 from foundry_log.records import entry_record
 from foundry_log.running_stats import RunningStats
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from foundry_log.decorating import Function, run_inside
 from foundry_log.encoding import encode_document
-from foundry_log.locks import thread_lock
+from foundry_log.files.locks import thread_lock
 from foundry_log.process import memory_usage
 from foundry_log.records import checked_logger
 from foundry_log.running_stats import RunningStats

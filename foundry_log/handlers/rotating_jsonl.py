@@ -11,11 +11,11 @@ import time
 from collections import Counter
 from typing import Any
 
-from foundry_log import filenames, locks
-from foundry_log.append_file import AppendFile
+from foundry_log.files import filenames, locks
+from foundry_log.files.append_file import AppendFile
+from foundry_log.files.schedule import Schedule
 from foundry_log.formatters import JsonFormatter
 from foundry_log.handlers.losses import CountsLosses
-from foundry_log.schedule import Schedule
 
 _LOOK_EVERY_S = 1.0
 _RETRY_ROTATION_S = 10.0
@@ -52,7 +52,8 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
             never renamed again, in place of `.1`, `.2`, … which shift.
         max_age_days: rotated files last written longer ago are removed at the next rotation; None
             for never.
-        when, interval, utc: rotate by time too; see `foundry_log.schedule.Schedule`. None for no.
+        when, interval, utc: rotate by time too, None for no; see
+            `foundry_log.files.schedule.Schedule`.
         permissions: of new files, before the umask.
         fsync: wait for the device after each record, so that it survives a loss of power too.
 

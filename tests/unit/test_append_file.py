@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foundry_log import locks
-from foundry_log.append_file import AppendFile
+from foundry_log.files import locks
+from foundry_log.files.append_file import AppendFile
 
 pytestmark = pytest.mark.unit
 
@@ -127,7 +127,7 @@ def test_a_failure_between_the_two_descriptors_leaks_neither(tmp_path: Path) -> 
     """With one descriptor left, each attempt raises, and the next finds one left again."""
     script = """
 import errno, os, resource, sys
-from foundry_log.append_file import AppendFile
+from foundry_log.files.append_file import AppendFile
 file = AppendFile(sys.argv[1])
 free = os.open(os.devnull, os.O_RDONLY)
 os.close(free)
@@ -266,7 +266,7 @@ def test_a_short_write_is_taken_back_and_writing_resumes_with_room(tmp_path: Pat
     """RLIMIT_FSIZE stops a write half-way, as a full disk does: no fragment, and an error."""
     script = """
 import resource, sys
-from foundry_log.append_file import AppendFile
+from foundry_log.files.append_file import AppendFile
 file = AppendFile(sys.argv[1])
 file.append(b"1" * 99 + b"\\n")
 resource.setrlimit(resource.RLIMIT_FSIZE, (150, resource.RLIM_INFINITY))
@@ -425,7 +425,7 @@ def test_a_file_that_is_always_taken_away_is_given_up(
 ) -> None:
     """Opening ends with an error, not in a loop."""
     Path(file.path).touch()
-    monkeypatch.setattr("foundry_log.append_file._OPEN_ATTEMPTS", 3)
+    monkeypatch.setattr("foundry_log.files.append_file._OPEN_ATTEMPTS", 3)
     holder = os.open(file.path, os.O_RDWR)
     try:
         assert locks.try_exclusive(holder)

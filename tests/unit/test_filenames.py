@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foundry_log import filenames
+from foundry_log.files import filenames
 
 pytestmark = pytest.mark.unit
 

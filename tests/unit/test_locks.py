@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from foundry_log import locks
+from foundry_log.files import locks
 
 pytestmark = pytest.mark.unit
 
 HOLDER = """
 import sys
-from foundry_log import locks
+from foundry_log.files import locks
 with locks.exclusive_file(sys.argv[1], 0o600):
     print("held", flush=True)
     sys.stdin.readline()
@@ -191,7 +191,7 @@ def test_the_lock_is_free_when_its_holder_is_killed_after_a_fork(tmp_path: Path)
     path = tmp_path / "lock"
     script = (
         "import os, sys, signal, time\n"
-        "from foundry_log import locks\n"
+        "from foundry_log.files import locks\n"
         "with locks.exclusive_file(sys.argv[1], 0o600):\n"
         "    child = os.fork()\n"
         "    if child == 0:\n"
@@ -221,7 +221,7 @@ def test_where_locks_are_refused_writing_goes_on_and_nothing_is_removed(tmp_path
     """A file system without flock costs the rotation, which is reported, and no record."""
     script = REFUSE_FLOCK + (
         "import logging, os, sys\n"
-        "from foundry_log import RotatingJsonlHandler, locks\n"
+        "from foundry_log import RotatingJsonlHandler\nfrom foundry_log.files import locks\n"
         "handler = RotatingJsonlHandler(sys.argv[1], maxBytes=200, backupCount=1)\n"
         "before = len(os.listdir('/proc/self/fd'))\n"
         "for number in range(20):\n"
@@ -266,7 +266,7 @@ def test_a_thread_lock_is_free_in_the_child_of_a_fork() -> None:
     """
     script = """
 import os, signal, threading, warnings
-from foundry_log.locks import thread_lock
+from foundry_log.files.locks import thread_lock
 warnings.simplefilter("ignore")
 lock, held, done = thread_lock(), threading.Event(), threading.Event()
 def hold():

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from foundry_log import MetricsLogger, RotatingJsonlHandler, bound, filenames
+from foundry_log import MetricsLogger, RotatingJsonlHandler, bound
+from foundry_log.files import filenames
 
 pytestmark = pytest.mark.unit
 

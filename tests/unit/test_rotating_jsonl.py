@@ -30,7 +30,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foundry_log import JsonFormatter, RotatingJsonlHandler, filenames, locks
+from foundry_log import JsonFormatter, RotatingJsonlHandler
+from foundry_log.files import filenames, locks
 from foundry_log.jsonl import read_jsonl
 
 pytestmark = pytest.mark.unit

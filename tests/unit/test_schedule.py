@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foundry_log.schedule import Schedule
+from foundry_log.files.schedule import Schedule
 
 pytestmark = pytest.mark.unit
 
@@ -40,7 +40,7 @@ ZONES = [
 
 CHECK = """
 import json, random, sys, time
-from foundry_log.schedule import Schedule
+from foundry_log.files.schedule import Schedule
 dice, wrong = random.Random(7), []
 start, end = 946684800, 1800000000  # 2000 to 2027
 for when in ("S", "M", "H", "D", "midnight", "W0", "W3", "W6"):

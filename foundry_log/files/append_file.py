@@ -23,7 +23,7 @@ import stat
 import time
 import weakref
 
-from foundry_log import locks
+from foundry_log.files import locks
 
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _BLOCK = 65_536
