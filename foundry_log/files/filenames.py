@@ -3,7 +3,10 @@
 run.jsonl                            the live file
 run.jsonl.1, run.jsonl.2             numbered, the stdlib's: 1 is the newest, and names shift
 run.20261121T062311123456Z.jsonl     stamped in UTC with microseconds: a name never changes
+run.20261121T062311123456Z.jsonl.gz  the same file, compressed
 .run.jsonl.lock                      held while one process rotates
+.run.20261121T062311123456Z.jsonl.todo   that rotated file is to be compressed, or told to a hook
+run@node7-4711.jsonl                 one process's own, where several cannot share a file
 """
 
 from __future__ import annotations
@@ -13,10 +16,13 @@ import os
 import re
 import time
 
+_COMPRESSED = ".gz"
+_MARKER = ".todo"
 _UTC = datetime.timezone.utc
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=_UTC)
 _STAMP = re.compile(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)(\d{6})Z", re.ASCII)
 _NUMBER = re.compile(r"[1-9]\d{0,5}", re.ASCII)  # eight digits would be somebody's date
+_OF_PROCESS = re.compile(r"@[^@]+-\d+", re.ASCII)
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f/\\:]")
 
 
@@ -49,18 +55,67 @@ def stamped_name(path: str, seconds: float, after: str | None = None) -> str:
     return name
 
 
+def compressed_name(path: str) -> str:
+    """Return the name that the rotated file `path` has once it is compressed."""
+    return path + _COMPRESSED
+
+
+def marker_name(path: str) -> str:
+    """Return the path of the marker beside the rotated file `path`: there is work left on it."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}{_MARKER}")
+
+
+def marked_files(path: str) -> list[str]:
+    """Return the rotated files of the live file `path` that have a marker, oldest first.
+
+    The files themselves may be gone, or compressed already.
+    """
+    folder, live = os.path.split(path)
+    names = (name[1 : -len(_MARKER)] for name in _names(folder) if name.endswith(_MARKER))
+    ours = sorted(name for name in names if _micros_of(name, live) is not None)
+    return [os.path.join(folder, name) for name in ours]
+
+
+def process_name(path: str, host: str, pid: int) -> str:
+    """Return the name of the live file that one process of one host has to itself."""
+    stem, suffix = os.path.splitext(path)
+    return f"{stem}@{_UNSAFE.sub('-', host).replace('@', '-')}-{pid}{suffix}"
+
+
+def process_files(path: str) -> list[str]:
+    """Return the live files of single processes that stand in for `path`, by name.
+
+    One that has only rotated files is among them.
+    """
+    folder, live = os.path.split(path)
+    stem, suffix = os.path.splitext(live)
+    found = set()
+    for name in _names(folder):
+        own = _OF_PROCESS.match(name, len(stem)) if name.startswith(stem + "@") else None
+        if own is not None:
+            candidate = name[: own.end()] + suffix
+            if name == candidate or _is_rotated(name, candidate):
+                found.add(candidate)
+    return [os.path.join(folder, name) for name in sorted(found)]
+
+
 def rotated_files(path: str) -> list[str]:
     """Return the existing rotated files of the live file `path`, oldest first.
 
-    Both grammars are found; numbered files, where there are both, count as the older.
+    Both grammars are found; numbered files, where there are both, count as the older. A file that
+    is there compressed and not, since its compression was killed before the end, is named once, by
+    its own name.
     """
     folder, live = os.path.split(path)
-    try:
-        names = os.listdir(folder or ".")
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    names = _names(folder)
     numbered = [(number, name) for name in names if (number := _number_of(name, live)) is not None]
-    stamped = sorted(name for name in names if _micros_of(name, live) is not None)
+    stamped = sorted(
+        name
+        for name in names
+        if _micros_of(name, live) is not None
+        and not (name.endswith(_COMPRESSED) and name[: -len(_COMPRESSED)] in names)
+    )
     ordered = [name for _, name in sorted(numbered, reverse=True)] + stamped
     return [os.path.join(folder, name) for name in ordered]
 
@@ -84,6 +139,17 @@ def check_name(name: str) -> str:
     return name
 
 
+def _names(folder: str) -> set[str]:
+    try:
+        return set(os.listdir(folder or "."))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def _is_rotated(name: str, live: str) -> bool:
+    return _number_of(name, live) is not None or _micros_of(name, live) is not None
+
+
 def _number_of(name: str, live: str) -> int | None:
     rest = name[len(live) + 1 :]
     return int(rest) if name.startswith(live + ".") and _NUMBER.fullmatch(rest) else None
@@ -92,11 +158,10 @@ def _number_of(name: str, live: str) -> int | None:
 def _micros_of(name: str, live: str) -> int | None:
     """Return the time in a stamped name of `live` in microseconds since the epoch, or None."""
     stem, suffix = os.path.splitext(live)
-    if not (name.startswith(stem + ".") and name.endswith(suffix)):
+    if not name.startswith(stem + "."):
         return None
-    stamp = name[len(stem) + 1 : len(name) - len(suffix)]
-    fields = _STAMP.fullmatch(stamp)
-    if fields is None:
+    fields = _STAMP.match(name, len(stem) + 1)
+    if fields is None or name[fields.end() :] not in (suffix, suffix + _COMPRESSED):
         return None
     year, month, day, hour, minute, second, micro = map(int, fields.groups())
     try:

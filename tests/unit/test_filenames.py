@@ -182,3 +182,62 @@ def test_a_name_that_leaves_its_directory_is_refused(name: str, rule: str) -> No
     """The message says which rule and what to do."""
     with pytest.raises(ValueError, match=rule):
         filenames.check_name(name)
+
+
+# --- compressed files, markers, files of single processes ---
+
+
+def test_a_compressed_file_keeps_its_place(tmp_path: Path) -> None:
+    """Compression changes no order."""
+    first, second, third = (filenames.stamped_name("run.jsonl", float(n)) for n in range(3))
+    touched(tmp_path, first, filenames.compressed_name(second), third)
+    assert found(tmp_path, "run.jsonl") == [first, second + ".gz", third]
+
+
+def test_a_file_that_is_there_twice_is_named_once(tmp_path: Path) -> None:
+    """A compression that was killed before it removed the original doubles no line."""
+    name = filenames.stamped_name("run.jsonl", 1.0)
+    touched(tmp_path, name, filenames.compressed_name(name))
+    assert found(tmp_path, "run.jsonl") == [name]
+
+
+def test_the_next_stamp_sorts_behind_a_compressed_file() -> None:
+    """Also when the clock has stepped back."""
+    newest = filenames.compressed_name(filenames.stamped_name("run.jsonl", 50.0))
+    assert filenames.stamped_name("run.jsonl", 1.0, after=newest) > newest.removesuffix(".gz")
+
+
+def test_a_live_file_may_be_called_gz(tmp_path: Path) -> None:
+    """Its rotated files end like it, and are found."""
+    name = filenames.stamped_name("run.gz", 1.0)
+    touched(tmp_path, name)
+    assert found(tmp_path, "run.gz") == [name]
+
+
+def test_marked_files_are_found_whether_they_are_there_or_not(tmp_path: Path) -> None:
+    """And those of other live files are not."""
+    older, newer = (str(tmp_path / filenames.stamped_name("run.jsonl", float(n))) for n in (0, 1))
+    other = str(tmp_path / filenames.stamped_name("eval.jsonl", 1.0))
+    for path in (newer, older, other):
+        Path(filenames.marker_name(path)).touch()
+    (tmp_path / ".run.jsonl.todo").touch()
+    assert filenames.marked_files(str(tmp_path / "run.jsonl")) == [older, newer]
+    assert found(tmp_path, "run.jsonl") == []
+
+
+def test_the_files_of_single_processes_are_found(tmp_path: Path) -> None:
+    """Live, or rotated only; a dash or dot in the host's name and strangers do no harm."""
+    path = str(tmp_path / "run.jsonl")
+    alive = filenames.process_name(path, "node-1.example", 12)
+    rotated = filenames.process_name(path, "node2", 7)
+    Path(alive).touch()
+    Path(filenames.stamped_name(rotated, 5.0)).touch()
+    touched(tmp_path, "run.jsonl", "run@home.jsonl", "run@n-1.log", "rerun@n-1.jsonl")
+    assert filenames.process_files(path) == [alive, rotated]
+    assert os.path.basename(alive) == "run@node-1.example-12.jsonl"
+    assert filenames.rotated_files(path) == []
+
+
+def test_a_host_cannot_leave_the_directory() -> None:
+    """Nor break the grammar."""
+    assert filenames.process_name("/a/run.jsonl", "../x@y", 1) == "/a/run@..-x-y-1.jsonl"

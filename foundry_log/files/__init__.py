@@ -1,0 +1,1 @@
+"""Files of lines: appending, locking, naming and rotating them; nothing here knows of records."""
