@@ -15,7 +15,7 @@ from pythonjsonlogger.core import RESERVED_ATTRS, BaseJsonFormatter
 from foundry_log.clock import timestamp
 from foundry_log.encoding import encode_line, encode_plain, encode_value, to_plain
 from foundry_log.exception_data import exception_data, traceback_text
-from foundry_log.records import ENTRY, context_of, formatted, message_of
+from foundry_log.records import ENTRY, EXCEPTION, context_of, formatted, message_of
 
 BASE_FIELDS = (
     "experiment",
@@ -189,9 +189,15 @@ class JsonFormatter(BaseJsonFormatter):
     def _add_exception(
         self, log_data: dict[str, Any], record: logging.LogRecord, behind: str
     ) -> None:
+        known = record.__dict__.get(EXCEPTION)
         error = record.exc_info[1] if record.exc_info else None
-        if error is not None and record.exc_info is not None:
-            text: Any = self.formatException(record.exc_info)
+        if type(known) is dict:
+            text: Any = known.get("traceback")
+            if self.exc_info_as_array and type(text) is str:
+                text = text.splitlines()
+            log_data["exception"] = {**known, "traceback": text}
+        elif error is not None and record.exc_info is not None:
+            text = self.formatException(record.exc_info)
             log_data["exception"] = {**exception_data(error), "traceback": text}
         elif record.exc_text or behind:
             text = record.exc_text or behind

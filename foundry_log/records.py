@@ -8,7 +8,8 @@ be written by anyone: parsing it would let `logger.info(user_input)` forge conte
     foundry_context   dict of plain JSON values: adapter, scope and call merged
     foundry_text      the text `msg` was given; while `msg` is still that, the two above count
 
-A record of `metrics.jsonl` or `errors.jsonl` has `foundry_entry`, the dict of its line.
+A record of `metrics.jsonl` or `errors.jsonl` has `foundry_entry`, the dict of its line. One that
+was detached from its caller has `foundry_exception`, its exception as data, instead of `exc_info`.
 
 Attributes are plain data, so records pickle and copy like any other.
 """
@@ -23,13 +24,15 @@ from pythonjsonlogger.core import RESERVED_ATTRS
 
 from foundry_log.context import bound_fields
 from foundry_log.encoding import encode_plain, encode_value, to_plain
+from foundry_log.exception_data import exception_data, traceback_text
 
 MESSAGE = "foundry_message"
 CONTEXT = "foundry_context"
 TEXT = "foundry_text"
 ENTRY = "foundry_entry"
+EXCEPTION = "foundry_exception"
 
-RESERVED = frozenset({*RESERVED_ATTRS, "taskName", MESSAGE, CONTEXT, TEXT, ENTRY})
+RESERVED = frozenset({*RESERVED_ATTRS, "taskName", MESSAGE, CONTEXT, TEXT, ENTRY, EXCEPTION})
 """Attributes of a record that are not context: the stdlib's and ours."""
 
 
@@ -120,3 +123,52 @@ def context_of(record: logging.LogRecord) -> dict[str, Any]:
     if known is not None and type(known) is not dict:  # an `extra` that took our name
         context[CONTEXT] = known
     return context
+
+
+def exception_of(record: logging.LogRecord) -> dict[str, Any] | None:
+    """Return the record's exception as data with its `traceback` as text, None without one."""
+    known = record.__dict__.get(EXCEPTION)
+    if type(known) is dict:
+        return known
+    try:
+        error = record.exc_info[1] if record.exc_info else None
+    except Exception:  # what a filter put there is no tuple
+        return None
+    if not isinstance(error, BaseException):
+        return None
+    return {**exception_data(error), "traceback": traceback_text(error)}
+
+
+def detached(record: logging.LogRecord) -> logging.LogRecord:
+    """Return a copy that nothing the caller does later can change, for another thread to handle.
+
+    The message is finished text, context and other attributes are plain values, the scopes around
+    the caller are kept in the context, and the exception is data and text: its frames, and what
+    hangs on them, are let go. Never raises.
+    """
+    copy = logging.LogRecord.__new__(logging.LogRecord)  # a class of somebody's would format again
+    fields = copy.__dict__
+    fields.update(record.__dict__)
+    if type(record.msg) is not str or record.args or type(record) is not logging.LogRecord:
+        fields["msg"], fields["args"] = message_of(record)[0], None
+        fields.pop(TEXT, None)  # the two attributes of the message count with it alone
+    known = fields.get(CONTEXT)
+    if known is None:
+        fields[CONTEXT] = to_plain(dict(bound_fields()))
+    elif type(known) is not dict:  # an `extra` that took our name
+        fields[CONTEXT] = to_plain({**bound_fields(), CONTEXT: known})
+    if not RESERVED.issuperset(fields):
+        for name, value in fields.items():
+            if name not in RESERVED:
+                fields[name] = to_plain(value)
+    if record.exc_info:
+        _keep_exception(record, fields)
+    return copy
+
+
+def _keep_exception(record: logging.LogRecord, fields: dict[str, Any]) -> None:
+    data = exception_of(record)
+    fields["exc_info"] = None
+    if data is not None:
+        fields[EXCEPTION] = data
+        fields["exc_text"] = record.exc_text or data["traceback"].rstrip("\n")

@@ -5,21 +5,45 @@ from __future__ import annotations
 import errno
 import logging
 import sys
+import threading
 from collections import Counter
 from typing import Any
+
+MAX_NESTING = 2
+"""Records that one thread may be handling inside each other. A `__repr__`, filter or formatter that
+logs is heard; one that thereby calls itself is not heard for ever."""
+
+_nesting = threading.local()
 
 
 class CountsLosses(logging.Handler):
     """A handler whose `handleError` counts; the first loss of each cause is reported as usual.
 
     `losses` maps a cause, such as `OSError ENOSPC` or `TypeError`, to the records lost to it. The
-    stdlib's report goes to standard error unless `logging.raiseExceptions` is False.
+    stdlib's report goes to standard error unless `logging.raiseExceptions` is False. A record that
+    is logged while records of the same thread are handled, `MAX_NESTING` deep, counts as lost to
+    `RecursionError`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.losses: Counter[str] = Counter()
         self._reported = 0
+
+    def handle(self, record: logging.LogRecord) -> Any:
+        """Filter and emit the record, unless handling it would go round in a circle."""
+        depth = getattr(_nesting, "depth", 0)
+        if depth >= MAX_NESTING:
+            self.losses["RecursionError"] += 1
+            return False
+        _nesting.depth = depth + 1
+        try:
+            return self._handle(record)
+        finally:
+            _nesting.depth = depth
+
+    def _handle(self, record: logging.LogRecord) -> Any:
+        return super().handle(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Count the exception being handled; called by `emit` in its `except` clause."""

@@ -105,7 +105,7 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
 
     # --- a record to the file ---
 
-    def handle(self, record: logging.LogRecord) -> Any:
+    def _handle(self, record: logging.LogRecord) -> Any:
         """Filter and emit; unlike the stdlib's, filters and formatters run outside the lock."""
         passed: Any = self.filter(record)
         if passed:
