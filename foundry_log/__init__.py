@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "BackgroundHandler": "handlers.background",
     "ConsoleFormatter": "formatters",
     "ConsoleHandler": "handlers.console",
     "ContextFilter": "filters",
@@ -37,6 +38,7 @@ _HOME = {
 }
 
 __all__ = [
+    "BackgroundHandler",
     "ConsoleFormatter",
     "ConsoleHandler",
     "ContextFilter",
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from foundry_log.error_tracker import ErrorTracker
     from foundry_log.filters import ContextFilter
     from foundry_log.formatters import ConsoleFormatter, JsonFormatter, PlainFormatter
+    from foundry_log.handlers.background import BackgroundHandler
     from foundry_log.handlers.console import ConsoleHandler
     from foundry_log.handlers.rotating_jsonl import RotatingJsonlHandler
     from foundry_log.jsonl import read_jsonl

@@ -32,7 +32,7 @@ LAYERS = (
     # formatters and filters
     {"formatters", "filters"},
     # handlers and readers
-    {"handlers.losses", "handlers.console", "handlers.rotating_jsonl", "jsonl"},
+    {"handlers.*", "jsonl"},
     # loggers and the set-up
     {"adapters", "metrics", "performance", "error_tracker", "session"},
     # wings
@@ -42,6 +42,7 @@ LAYERS = (
 )
 
 PUBLIC = {
+    "BackgroundHandler",
     "ConsoleFormatter",
     "ConsoleHandler",
     "ContextFilter",
