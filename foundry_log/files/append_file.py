@@ -249,6 +249,15 @@ class AppendFile:
             rest = rest[os.write(self._descriptor, rest) :]
 
 
+def sync_all() -> None:
+    """Wait until the device has what this process wrote to any file that is open."""
+    for file in list(_open_files):
+        try:
+            file.sync()
+        except OSError:
+            pass  # a pipe or a terminal, or closed meanwhile; the device has what it has
+
+
 def _abandon_after_fork() -> None:
     for file in list(_open_files):
         file.close()

@@ -143,7 +143,7 @@ def _names(folder: str) -> set[str]:
     try:
         return set(os.listdir(folder or "."))
     except (FileNotFoundError, NotADirectoryError):
-        return set()
+        return set()  # a directory that may not be listed is an error of its own
 
 
 def _is_rotated(name: str, live: str) -> bool:

@@ -65,18 +65,39 @@ def exclusive_file(path: str, permissions: int) -> Iterator[None]:
         os.close(descriptor)
 
 
-def in_use(path: str) -> bool:
-    """Return whether any process holds a lock on the file; a file that is gone is not in use."""
+@contextlib.contextmanager
+def try_exclusive_file(path: str) -> Iterator[int | None]:
+    """Hold an existing file locked without waiting for it; give its descriptor.
+
+    None where it is gone, cannot be opened, or anybody holds it.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
-    except FileNotFoundError:
-        return False
     except OSError:
-        return True  # unknown counts as in use
+        yield None
+        return
+    _held.add(descriptor)
     try:
-        return not try_exclusive(descriptor)
+        if not try_exclusive(descriptor):
+            yield None
+            return
+        try:
+            yield descriptor
+        finally:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process forked meanwhile has it too
     finally:
+        _held.discard(descriptor)
         os.close(descriptor)
+
+
+def in_use(path: str) -> bool:
+    """Return whether any process holds a lock on the file; a file that is gone is not in use.
+
+    One that cannot be opened counts as in use.
+    """
+    with try_exclusive_file(path) as descriptor:
+        return descriptor is None and os.path.lexists(path)
 
 
 def _try(descriptor: int, exclusive: bool) -> bool:

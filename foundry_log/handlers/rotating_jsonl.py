@@ -7,18 +7,30 @@ import locale
 import logging
 import logging.handlers
 import os
+import pkgutil
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from foundry_log.clock import timestamp
 from foundry_log.files import filenames, locks
 from foundry_log.files.append_file import AppendFile
+from foundry_log.files.filesystems import shared_kind
+from foundry_log.files.finishing import Finisher, Hook
 from foundry_log.files.schedule import Schedule
 from foundry_log.formatters import JsonFormatter
-from foundry_log.handlers.losses import CountsLosses
+from foundry_log.handlers.losses import CountsLosses, cause_of
+from foundry_log.process import host_name
+from foundry_log.records import ENTRY
 
 _LOOK_EVERY_S = 1.0
 _RETRY_ROTATION_S = 10.0
+_FINISH_WITHIN_S = 5.0
+
+_log = logging.getLogger("foundry_log.handlers")
+_warned: set[str] = set()  # directories of which this process has said that they are shared
 
 
 class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
@@ -31,6 +43,12 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
     that is larger; n concurrent writers exceed it by at most n records. A missing directory is
     made. Records that cannot be written are counted in `losses` and reported once per cause, and so
     are rotations that fail, in `failed_rotations`; the record is then written to the old file.
+    After a full disk, or a file that could not be opened, the first line that can be written says
+    how many records are missing.
+
+    Where appends are not atomic (NFS, Lustre, SMB, FUSE and their like) each process writes a file
+    of its own, `run@<host>-<pid>.jsonl`, and a warning says so once; readers of `run.jsonl` find
+    them.
 
     A `rotator` that copies or compresses, instead of renaming, is for one process: another one may
     still write to the file that it reads. Readers and retention know files by their names, so a
@@ -54,6 +72,14 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
             for never.
         when, interval, utc: rotate by time too, None for no; see
             `foundry_log.files.schedule.Schedule`.
+        compress: replace rotated files by their gzip, `….jsonl.gz`, on a thread of its own. Needs
+            `stable_names`.
+        after_rotation: called with the path of each rotated file that nobody writes any more,
+            compressed if it is to be: a function, or its dotted name. On the same thread, in one of
+            the processes, and again where it raised or was killed: at least once. Until then the
+            file is not removed. Needs `stable_names`, and the same in every process.
+        per_process: give this process a file of its own; None does where the file system asks for
+            it, False nowhere: where you know that one process writes.
         permissions: of new files, before the umask.
         fsync: wait for the device after each record, so that it survives a loss of power too.
 
@@ -77,10 +103,19 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         when: str | None = None,
         interval: int = 1,
         utc: bool = False,
+        compress: bool = False,
+        after_rotation: Hook | str | None = None,
+        per_process: bool | None = None,
         permissions: int = 0o640,
         fsync: bool = False,
     ) -> None:
         _check_numbers(mode, maxBytes, backupCount, max_age_days)
+        hook = _resolved(after_rotation)
+        if (compress or hook) and not stable_names:
+            raise ValueError(
+                "compress and after_rotation need stable_names=True: what is done later must find "
+                "the file under the name it had"
+            )
         encoding = _checked_encoding(encoding, errors)
         self._schedule = Schedule(when, interval, utc) if when else None
         if bool(maxBytes or when) and (stable_names or backupCount > 0):
@@ -93,6 +128,19 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         )
         super().__init__(filename, mode, maxBytes, backupCount, encoding, True, errors)
         self.failed_rotations: Counter[str] = Counter()
+        self._missing = _Missing()
+        self._given_name = self.baseFilename
+        self._per_process = per_process
+        self._named_for = -1  # process
+        self._finisher: Finisher | None = None
+        if compress or hook:
+            self._finisher = Finisher(
+                lambda: self.baseFilename,
+                compress=compress,
+                hook=hook,
+                report=self._report_rotation,
+                permissions=permissions,
+            )
         self.stable_names = stable_names
         self.max_age_days = max_age_days
         self._permissions = permissions
@@ -116,9 +164,10 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         """Write the record's line; what goes wrong is counted, never raised."""
         try:
             line = self._line(record)
+            notice = self._missing.notice(self._line) if self._missing.causes else None
             self.acquire()
             try:
-                self._write(line, record)
+                self._write(line, record, notice)
             finally:
                 self.release()
         except Exception:
@@ -132,7 +181,21 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         text = self.format(record) + self.terminator
         return text.encode(self.encoding or "utf-8", self.errors or "backslashreplace")
 
-    def _write(self, line: bytes, record: logging.LogRecord) -> None:
+    def _write(self, line: bytes, record: logging.LogRecord, notice: _Notice | None) -> None:
+        try:
+            self._prepare(line, record)
+            if notice is not None and notice.causes <= self._missing.causes:
+                self._file.append(notice.line)  # first: it may fail as well
+                self._missing.causes -= notice.causes
+            self._file.append(line)
+        except OSError as error:
+            self._missing.add(cause_of(error), record)
+            raise
+        if self._fsync:
+            self._file.sync()
+
+    def _prepare(self, line: bytes, record: logging.LogRecord) -> None:
+        """Have the file open that the line belongs to, rotated if it is time."""
         if not self._file.is_open:
             self._open_file()
         else:
@@ -143,9 +206,6 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
             due = self._rotates and self._is_due(len(line))
         if due:
             self._roll(record)
-        self._file.append(line)
-        if self._fsync:
-            self._file.sync()
 
     # --- rotation ---
 
@@ -177,6 +237,8 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
                 self._prune()
         finally:
             self.release()
+        if self._finisher is not None:
+            self._finisher.start()
 
     @property
     def _rotates(self) -> bool:  # asked each time: the stdlib's limits may be set later too
@@ -207,7 +269,10 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
             name = filenames.stamped_name(
                 self.baseFilename, time.time(), after=older[-1] if older else None
             )
-            self.rotate(self.baseFilename, self.rotation_filename(name))
+            target = self.rotation_filename(name)
+            if self._finisher is not None:
+                self._finisher.mark(target)
+            self.rotate(self.baseFilename, target)
             return
         last = self.backupCount
         while os.path.exists(self._numbered(last)) and locks.in_use(self._numbered(last)):
@@ -231,15 +296,18 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
             oldest = time.time() - self.max_age_days * 86_400
             surplus += [path for path in rotated if _last_written(path) < oldest]
         for path in dict.fromkeys(surplus):
-            if locks.in_use(path):
+            if locks.in_use(path) or (self._finisher and self._finisher.is_unfinished(path)):
                 continue
             try:
                 os.remove(path)
             except FileNotFoundError:
                 pass  # somebody else has removed it
             except OSError:
-                note = logging.makeLogRecord({"msg": "removing %s", "args": (path,)})
-                self._count(self.failed_rotations, note)
+                self._report_rotation(f"removing {path}")
+
+    def _report_rotation(self, doing: str) -> None:
+        """Count what is being handled, and report it if its cause is new."""
+        self._count(self.failed_rotations, logging.makeLogRecord({"msg": doing}))
 
     def _beyond_count(self, rotated: list[str]) -> list[str]:
         if self.stable_names:
@@ -254,8 +322,32 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
     # --- the file ---
 
     def _open_file(self) -> None:
+        if self._named_for != os.getpid():
+            self._name_for_process()
         self._file.open()
         self._set_due()
+        if self._finisher is not None and filenames.marked_files(self.baseFilename):
+            self._finisher.start()  # what a process that was killed has left
+
+    def _name_for_process(self) -> None:
+        """Take the file's name; where several processes cannot share it, one of this process."""
+        name, folder = self._given_name, os.path.dirname(self._given_name)
+        kind = None
+        if self._per_process is None:
+            kind = shared_kind(folder)
+        if self._per_process or kind:
+            name = filenames.process_name(name, host_name(), os.getpid())
+        self.baseFilename = self._file.path = name
+        self._named_for = os.getpid()
+        if kind and folder not in _warned:
+            _warned.add(folder)
+            _log.warning(
+                "%s is on %s, where processes cannot append to one file: each writes its own, "
+                "such as %s. Where only one process writes, per_process=False keeps the name.",
+                folder,
+                kind,
+                os.path.basename(name),
+            )
 
     def _follow(self) -> None:
         self._file.reopen()
@@ -287,10 +379,70 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
             self._file.close()
         finally:
             self.release()
+        if self._finisher is not None:
+            self._finisher.close(_FINISH_WITHIN_S)
         super().close()
 
 
 _DEFAULT_FORMATTER = JsonFormatter()
+
+
+@dataclass(frozen=True)
+class _Notice:
+    """A line that says how many records are missing, and which of the handler's it counts."""
+
+    line: bytes
+    causes: Counter[str]
+
+
+class _Missing:
+    """Counts the records that the file has not got since it was last told of some."""
+
+    def __init__(self) -> None:
+        self.causes: Counter[str] = Counter()  # guarded by the handler's lock
+        self._first = self._last = 0.0
+
+    def add(self, cause: str, record: logging.LogRecord) -> None:
+        self._last = record.created
+        self._first = self._first if self.causes else record.created
+        self.causes[cause] += 1
+
+    def notice(self, write: Callable[[logging.LogRecord], bytes]) -> _Notice:
+        """Return the notice, in the handler's format where that can be."""
+        causes = Counter(self.causes)
+        listed = ", ".join(f"{cause}: {count}" for cause, count in causes.items())
+        text = f"missing here, since they could not be written: {causes.total()} records ({listed})"
+        fields = {
+            "missing_records": causes.total(),
+            "causes": dict(causes),
+            "first_missing": timestamp(self._first),
+            "last_missing": timestamp(self._last),
+        }
+        record = logging.LogRecord(_log.name, logging.WARNING, "", 0, text, None, None)
+        record.__dict__.update(fields)
+        record.__dict__[ENTRY] = {"message": text, **fields}  # a file of entries has nothing else
+        try:
+            return _Notice(write(record), causes)
+        except Exception:  # a format that asks for fields of its own records
+            return _Notice((_DEFAULT_FORMATTER.format(record) + "\n").encode(), causes)
+
+
+def _resolved(hook: Hook | str | None) -> Hook | None:
+    """Return the function that a configuration names.
+
+    Raises:
+        ValueError: it names none.
+    """
+    if isinstance(hook, str):
+        try:
+            hook = pkgutil.resolve_name(hook)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"after_rotation={hook!r} names no function ({error}); use 'package.module.name'"
+            ) from error
+    if hook is not None and not callable(hook):
+        raise ValueError(f"after_rotation={hook!r} cannot be called; pass a function of one path")
+    return hook
 
 
 def _last_written(path: str) -> float:

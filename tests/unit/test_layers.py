@@ -34,7 +34,7 @@ LAYERS = (
     # handlers and readers
     {"handlers.*", "jsonl"},
     # loggers and the set-up
-    {"adapters", "metrics", "performance", "error_tracker", "session"},
+    {"adapters", "metrics", "performance", "error_tracker", "signals", "session"},
     # wings
     {"training.*"},
     # command line

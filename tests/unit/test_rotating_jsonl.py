@@ -12,9 +12,11 @@ import logging.handlers
 import multiprocessing
 import os
 import random
+import re
 import resource
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -24,13 +26,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foundry_log import JsonFormatter, RotatingJsonlHandler
+from foundry_log import JsonFormatter, MetricsLogger, RotatingJsonlHandler
 from foundry_log.files import filenames, locks
 from foundry_log.jsonl import read_jsonl
 
@@ -937,7 +940,9 @@ def test_records_are_counted_while_the_file_is_gone_and_none_can_be_made(
     assert sum(handler.losses.values()) == 2
     tmp_path.unlink()
     log(handler, "four")
-    assert path.read_text() == "four\n"
+    notice, four = path.read_text().splitlines()
+    assert four == "four"
+    assert "2 records (NotADirectoryError ENOTDIR: 2)" in notice
     handler.close()
     report = capsys.readouterr().err
     assert report.count("--- Logging error ---") == 1
@@ -967,13 +972,181 @@ print(dict(handler.losses))
         [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True
     )
     texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
-    assert texts[0] == "before"
-    assert texts[-1] == "after"
-    assert set(texts) <= {"before", "short", "after"}
+    notices = [text for text in texts if text.startswith("missing here")]
+    assert [text for text in texts if text not in notices] in (
+        ["before", "after"],
+        ["before", "short", "after"],
+    )
     lost = 5 + ("short" not in texts)
+    assert sum(int(re.findall(r": (\d+) records", text)[0]) for text in notices) == lost
     assert done.stdout.strip() == str({"OSError EFBIG": lost})
     assert done.stderr.count("--- Logging error ---") == 1
     assert f"lost {lost} records" in done.stderr
+
+
+def missing_line(path: Path) -> dict[str, Any]:
+    """Return the one line that says that records are missing."""
+    (entry,) = [entry for entry in read_jsonl(path) if "missing" in json.dumps(entry)]
+    return entry
+
+
+@pytest.fixture
+def no_room(path: Path) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+    """Return what makes the file impossible to open for a while: a directory in its place."""
+
+    @contextlib.contextmanager
+    def blocked() -> Iterator[None]:
+        path.mkdir()
+        try:
+            yield
+        finally:
+            path.rmdir()
+
+    return blocked
+
+
+def test_the_first_line_after_a_failure_says_what_is_missing_and_since_when(
+    path: Path, no_room: Any
+) -> None:
+    """As data, in the handler's own format, before the line that could be written."""
+    handler = RotatingJsonlHandler(path, delay=True)
+    with no_room():
+        for created in (1.0, 2.0, 3.0):
+            handler.handle(logging.makeLogRecord({"msg": "lost", "created": created}))
+    log(handler, "back", "again")
+    entries = list(read_jsonl(path))
+    assert [entry["message"] for entry in entries[1:]] == ["back", "again"]
+    assert entries[0]["level"] == "WARNING"
+    assert entries[0]["context"] == {
+        "missing_records": 3,
+        "causes": {"IsADirectoryError EISDIR": 3},
+        "first_missing": "1970-01-01T00:00:01.000000+00:00",
+        "last_missing": "1970-01-01T00:00:03.000000+00:00",
+    }
+    assert handler.losses.total() == 3
+    handler.close()
+
+
+def test_a_format_that_asks_for_more_still_gets_the_notice(make: Make, path: Path) -> None:
+    """As a line of JSON of its own."""
+    handler = make()
+    handler.setFormatter(logging.Formatter("%(request)s %(message)s"))
+    handler._missing.add("OSError ENOSPC", logging.makeLogRecord({}))
+    handler.handle(logging.makeLogRecord({"msg": "served", "request": "a1"}))
+    notice, line = path.read_text().splitlines()
+    assert json.loads(notice)["context"]["causes"] == {"OSError ENOSPC": 1}
+    assert line == "a1 served"
+
+
+def test_metrics_say_what_is_missing(path: Path, no_room: Any) -> None:
+    """A file of entries gets an entry."""
+    metrics = MetricsLogger("x", path.parent)
+    metrics._handler._given_name = str(path)
+    with no_room():
+        metrics.log_step(1, 0, {"loss": 1.0})
+    metrics.log_step(2, 0, {"loss": 0.5})
+    metrics.close()
+    notice, step = read_jsonl(path)
+    assert (notice["missing_records"], step["step"]) == (1, 2)
+
+
+def test_losses_of_the_formatter_are_not_the_files(make: Make, path: Path) -> None:
+    """They are counted, but no line speaks of them."""
+    handler = make()
+    handler.handle(logging.makeLogRecord({"msg": "%d", "args": ("x",)}))
+    log(handler, "fine")
+    assert path.read_text() == "fine\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self/ns").exists(), reason="needs a mount namespace of Linux")
+def test_a_disk_that_is_full_and_free_again(tmp_path: Path) -> None:
+    """A tmpfs of 64 KB: acknowledged lines stand, the rest is counted in the file itself."""
+    script = """
+import json, logging, os, subprocess, sys
+from foundry_log import RotatingJsonlHandler, read_jsonl
+disk = sys.argv[1]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
+path = os.path.join(disk, "run.jsonl")
+with open(os.path.join(disk, "hog"), "wb") as hog:
+    hog.write(b"x" * 40_000)
+handler = RotatingJsonlHandler(path, maxBytes=8_000, stable_names=True)
+told = []
+def log(number):
+    before = handler.losses.total()
+    handler.handle(logging.makeLogRecord({"msg": f"{number} " + "y" * 400}))
+    if handler.losses.total() == before:
+        told.append(number)
+for number in range(200): log(number)
+os.remove(os.path.join(disk, "hog"))
+for number in range(200, 220): log(number)
+handler.close()
+reader = read_jsonl(path)
+entries = list(reader)
+found = [int(e["message"].split()[0]) for e in entries if "y" * 400 in e["message"]]
+missing = [e["context"] for e in entries if "missing_records" in e["context"]]
+print(json.dumps({
+    "intact": found == told, "last": found[-1], "lost": 220 - len(found), "skipped": reader.skipped,
+    "missing": sum(m["missing_records"] for m in missing), "causes": [*missing[0]["causes"]],
+}))
+"""
+    done = subprocess.run(
+        ["unshare", "--mount", sys.executable, "-c", script, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    if "unshare:" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("this user may not mount")
+    found = json.loads(done.stdout)
+    assert (found["intact"], found["last"], found["skipped"]) == (True, 219, 0)
+    assert found["lost"] > 50
+    assert found["missing"] == found["lost"]
+    assert found["causes"] == ["OSError ENOSPC"]
+
+
+# --- a file system where processes cannot share a file ---
+
+
+def test_each_process_writes_a_file_of_its_own_where_it_is_asked_to(path: Path) -> None:
+    """Named by host and process; a forked child takes another; readers find them all."""
+    handler = RotatingJsonlHandler(path, per_process=True, maxBytes=300, stable_names=True)
+    log(handler, "parent")
+    pid = os.fork()
+    if pid == 0:
+        log(handler, "child", "child", "child")
+        os._exit(bool(handler.losses))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    log(handler, "parent")
+    handler.close()
+    mine, its = (
+        filenames.process_name(str(path), socket.gethostname(), n) for n in (os.getpid(), pid)
+    )
+    assert sorted(filenames.process_files(str(path))) == sorted([mine, its])
+    assert not path.exists()
+    assert [entry["message"] for entry in read_jsonl(mine)] == ["parent", "parent"]
+    assert [entry["message"] for entry in read_jsonl(its)] == ["child"] * 3
+    assert len(filenames.rotated_files(its)) > 0
+
+
+def test_a_shared_file_system_is_said_once_and_written_by_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The table of mounts is the machine's; here it says that this directory is on NFS."""
+    table = [SimpleNamespace(mountpoint="/", fstype="ext4")]
+    table.append(SimpleNamespace(mountpoint=str(tmp_path.resolve()), fstype="nfs4"))
+    monkeypatch.setattr("psutil.disk_partitions", lambda **_: table)
+    for name in ("run.jsonl", "eval.jsonl"):
+        handler = RotatingJsonlHandler(tmp_path / name)
+        log(handler, "x")
+        handler.close()
+        assert filenames.process_files(str(tmp_path / name)) == [handler.baseFilename]
+    (warning,) = [r for r in caplog.records if r.name == "foundry_log.handlers"]
+    assert "is on nfs4" in warning.getMessage()
+    assert "per_process=False" in warning.getMessage()
+    sole = RotatingJsonlHandler(tmp_path / "sole.jsonl", per_process=False)
+    sole.close()
+    assert (tmp_path / "sole.jsonl").exists()
 
 
 # --- many writers ---
