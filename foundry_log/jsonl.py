@@ -2,88 +2,123 @@
 
 from __future__ import annotations
 
+import gzip
+import heapq
+import io
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from itertools import chain, islice
-from typing import Any, BinaryIO
+import sys
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing
+from itertools import islice
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from foundry_log.encoding import decode_line
-from foundry_log.files.filenames import numbered_name, rotated_files
+from foundry_log.files.history import Identity, Part, histories, opened
+from foundry_log.files.lines import DAMAGE, MAX_LINE_BYTES, Lines, lines_from_end
 
-_BLOCK = 65_536
-_LOOKS = 20
-
-_Identity = tuple[int, int]
 _HEAD = 64
+
+_Entry = dict[str, Any]
+_Entries = Generator[_Entry, None, None]
+
+# --- all, the last, the new -----------------------------------------------------------------------
 
 
 class JsonlReader:
-    """The entries of a file and of its rotated files, oldest first.
+    """The entries of a file and of its rotated files, compressed ones too, oldest first.
 
     Iterating reads a snapshot: what stood in the files when the iteration began, also while they
-    are written and rotated. Each entry is a dict, NaN and infinities restored. A line that is not a
-    JSON object (a fragment that a killed writer left) is skipped and counted; so is a last line
-    without a newline. No file at all is an empty history.
+    are written, rotated and compressed; a file that is pruned before its turn is gone. Each entry
+    is a dict, NaN and infinities restored. A line that is not a JSON object (a fragment that a
+    killed writer left) is skipped and counted; so is a last line without a newline, one that is too
+    long, and the rest of a damaged compressed file. NULs before an object, the hole that a
+    truncation leaves, are no part of it. No file at all is an empty history.
 
-    One line is in memory at a time. Iterate as often as you like, one iteration at a time.
+    Files that single processes have to themselves (`run@host-pid.jsonl`) belong to the history of
+    `run.jsonl`. Where there are several such histories they are merged by the text of the field
+    `timestamp`; an entry without one keeps its place in its own file.
+
+    In memory is one line at a time, of each history. Open are the live file, the numbered ones,
+    since their names shift, and one with a stamp, of each history. Iterate as often as you like,
+    one iteration at a time.
 
     Args:
         path: the live file.
         rotated: read its rotated files too.
+        max_line_bytes: longer lines are skipped, without being held in memory.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: `max_line_bytes` is below 1.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        rotated: bool = True,
+        max_line_bytes: int = MAX_LINE_BYTES,
+    ) -> None:
+        if max_line_bytes < 1:
+            raise ValueError(f"max_line_bytes={max_line_bytes} must be 1 or more")
+        self.path = os.path.abspath(path)
+        self.rotated = rotated
+        self.max_line_bytes = max_line_bytes
+        self.skipped = 0
+        """Lines skipped in the latest iteration so far; blank lines do not count."""
+
+    def __iter__(self) -> Iterator[_Entry]:
+        self.skipped = 0
+        with ExitStack() as files:
+            found = histories(self.path, self.rotated, files)
+            yield from _merged([self._entries(parts) for parts in found.values()], files)
+
+    def _entries(self, parts: list[Part]) -> _Entries:
+        for part in parts:
+            with opened(part) as file:
+                lines = Lines(file, limit=self.max_line_bytes, end=part.end)
+                for line in lines:
+                    entry = _entry(line)
+                    if entry is not None:
+                        yield entry
+                    elif line.strip():
+                        self.skipped += 1
+                if lines.rest.strip():
+                    self.skipped += 1
+
+
+def read_jsonl(
+    path: str | os.PathLike[str], *, rotated: bool = True, max_line_bytes: int = MAX_LINE_BYTES
+) -> JsonlReader:
+    """Return a reader of the JSON Lines file `path`; see `JsonlReader`."""
+    return JsonlReader(path, rotated=rotated, max_line_bytes=max_line_bytes)
+
+
+def tail_jsonl(path: str | os.PathLike[str], count: int) -> list[_Entry]:
+    """Return the last `count` entries, newest first, reading the files from their ends.
+
+    Costs what the entries cost, whatever the length of the files; but a compressed file that it
+    reaches is read whole. Skips what `JsonlReader` skips, and merges what that merges; an entry
+    without a time stamp counts as new as the one behind it in its file.
 
     Raises:
         OSError: a file cannot be read.
     """
-
-    def __init__(self, path: str | os.PathLike[str], *, rotated: bool = True) -> None:
-        self.path = os.path.abspath(path)
-        self.rotated = rotated
-        self.skipped = 0
-        """Lines skipped in the latest iteration so far; blank lines do not count."""
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        self.skipped = 0
-        with ExitStack() as files:
-            opened = _opened(self.path, self.rotated, files)
-            ends = [os.fstat(file.fileno()).st_size for file in opened]
-            for file, end in zip(opened, ends, strict=True):
-                yield from self._entries(file, end)
-
-    def _entries(self, file: BinaryIO, end: int) -> Iterator[dict[str, Any]]:
-        for line in file:
-            end -= len(line)
-            if end < 0:
-                return  # written since the iteration began
-            entry = _entry(line)
-            if entry is not None:
-                yield entry
-            elif line.strip():
-                self.skipped += 1
-
-
-def read_jsonl(path: str | os.PathLike[str], *, rotated: bool = True) -> JsonlReader:
-    """Return a reader of the JSON Lines file `path`; see `JsonlReader`."""
-    return JsonlReader(path, rotated=rotated)
-
-
-def tail_jsonl(path: str | os.PathLike[str], count: int) -> list[dict[str, Any]]:
-    """Return the last `count` entries, newest first, reading the files from their ends.
-
-    Costs what the entries cost, whatever the length of the files. Torn lines are skipped.
-    """
     with ExitStack() as files:
-        opened = _opened(os.path.abspath(path), True, files)
-        found = map(_entry, chain.from_iterable(map(_lines_from_end, reversed(opened))))
-        return list(islice((entry for entry in found if entry is not None), max(count, 0)))
+        parts_of = histories(os.path.abspath(path), True, files)
+        found = [_newest_first(parts, max(count, 0)) for parts in reversed(parts_of.values())]
+        return list(islice(_merged(found, files, reverse=True), max(count, 0)))
 
 
 class JsonlCursor:
     """Reads on where it stopped: each `advance` gives the entries that are new since the last.
 
-    It follows rotation as long as the rotated files are there. A file that was truncated, or that
-    has got the inode of one that was removed, is read from its start: a file is known again by its
-    first bytes too, which a time stamp makes its own. Not thread-safe.
+    It reads what `JsonlReader` reads, and follows rotation and compression as long as the rotated
+    files are there. A file that was truncated, or that has got the inode of one that was removed,
+    is read from its start: a file is known again by its first bytes too, which a time stamp makes
+    its own. By these it knows a file again that has been compressed. Not thread-safe.
 
     Args:
         path: the live file.
@@ -91,121 +126,146 @@ class JsonlCursor:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = os.path.abspath(path)
-        self._places: dict[tuple[int, int], tuple[int, bytes]] = {}  # offset and first bytes
+        self._places: dict[str, _Places] = {}  # of each history
 
-    def advance(self, take: Callable[[dict[str, Any]], None]) -> None:
-        """Call `take` with each entry that is complete and was not given before, oldest first."""
-        places: dict[tuple[int, int], tuple[int, bytes]] = {}
+    def advance(self, take: Callable[[_Entry], None]) -> None:
+        """Call `take` with each entry that is complete and was not given before, oldest first.
+
+        Entries of several histories are merged, as far as they are new.
+
+        Raises:
+            OSError: a file cannot be read; as after an error in `take`, no place is lost.
+        """
+        places: dict[str, _Places] = {}
         with ExitStack() as files:
-            for file in _opened(self._path, True, files):
-                status = os.fstat(file.fileno())
-                identity = (status.st_dev, status.st_ino)
-                offset, head = self._places.get(identity, (0, b""))
-                if offset > status.st_size or file.read(len(head)) != head:
-                    offset = 0
-                offset = self._read(file, offset, take)
-                file.seek(0)
-                places[identity] = (offset, file.read(min(offset, _HEAD)))
+            found = []
+            for live, parts in histories(self._path, True, files).items():
+                places[live] = {}
+                known = dict(self._places.get(live, {}))
+                found.append(_news(parts, known, places[live]))
+            for entry in _merged(found, files):
+                take(entry)
         self._places = places
 
-    def _read(self, file: BinaryIO, offset: int, take: Callable[[dict[str, Any]], None]) -> int:
-        file.seek(offset)
-        for line in file:
-            if not line.endswith(b"\n"):
-                break  # being written, or torn: seen whole next time, or never
-            offset += len(line)
-            entry = _entry(line)
-            if entry is not None:
-                take(entry)
-        return offset
+
+# --- entries --------------------------------------------------------------------------------------
 
 
-def _entry(line: bytes) -> dict[str, Any] | None:
-    """Return the object of a complete line, or None."""
+def _entry(line: bytes) -> _Entry | None:
+    """Return the object that is on a line, or None."""
     try:
-        return decode_line(line) if line.endswith(b"\n") else None
+        return decode_line(line)
     except ValueError:
-        return None
+        behind_hole = line.lstrip(b"\0 \t\r")
+        return _entry(behind_hole) if len(behind_hole) < len(line) else None
 
 
-def _opened(path: str, rotated: bool, files: ExitStack) -> list[BinaryIO]:
-    """Return the files of a history, oldest first, each once although they may rotate meanwhile.
+def _newest_first(parts: list[Part], count: int) -> _Entries:
+    """Yield the last entries of a history; `count` of a compressed file, at most."""
+    for part in reversed(parts):
+        with opened(part) as file:
+            if isinstance(file, gzip.GzipFile):
+                found = map(_entry, Lines(file))
+                last = deque((entry for entry in found if entry is not None), maxlen=count)
+                yield from reversed(last)
+            else:
+                for line in lines_from_end(file):
+                    entry = _entry(line)
+                    if entry is not None:
+                        yield entry
 
-    The live file is opened first; whatever its name becomes, the older files are those that a look
-    from the newest rotated file to the oldest finds behind it. Numbered names shift towards the
-    oldest, the way the look goes, so it passes no file by; one that it meets twice is known by its
-    inode. A look that does not find the live file counts if that has not moved in the meantime.
+
+def _merged(found: list[_Entries], files: ExitStack, *, reverse: bool = False) -> Iterable[_Entry]:
+    """Return the entries of several histories by their time stamps; those of one as they are."""
+    for entries in found:
+        files.enter_context(closing(entries))
+    if len(found) == 1:
+        return found[0]
+    dated = (_dated(entries, reverse) for entries in found)
+    merged = heapq.merge(*dated, key=itemgetter(0), reverse=reverse)
+    return map(itemgetter(1), merged)
+
+
+def _dated(entries: _Entries, reverse: bool) -> Iterator[tuple[str, _Entry]]:
+    """Yield each entry with a time that never steps back within its file."""
+    latest = chr(sys.maxunicode) if reverse else ""
+    for entry in entries:
+        stamp = entry.get("timestamp")
+        if isinstance(stamp, str):
+            latest = min(latest, stamp) if reverse else max(latest, stamp)
+        yield latest, entry
+
+
+# --- places ---------------------------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    """How far a file has been read."""
+
+    name: str
+    offset: int
+    head: bytes
+    settled_size: int
+
+    def is_end_of(self, part: Part) -> bool:
+        """Whether nothing is new in a file whose name and content cannot be another's."""
+        return part.file is None and (part.name, part.size) == (self.name, self.settled_size)
+
+
+_Places = dict[Identity, _Place]
+
+
+def _news(parts: list[Part], known: _Places, places: _Places) -> _Entries:
+    """Yield the entries behind the known places, and note the new places."""
+    for part in parts:
+        place = known.get(part.identity)
+        if place is not None and place.is_end_of(part):
+            places[part.identity] = known.pop(part.identity)
+            continue
+        with opened(part) as file:
+            offset = yield from _behind(file, _taken_place(part, _head(file), known))
+            size = part.size if part.is_compressed else offset
+            head = _head(file)[:offset]
+            places[part.identity] = _Place(part.name, offset, head, size)
+
+
+def _taken_place(part: Part, head: bytes, known: _Places) -> int:
+    """Return how far the file has been read, and take its place out of the known ones.
+
+    Compressed, it is another file of the same content. Of several that begin alike the older place
+    is the older file's.
     """
-    found: dict[_Identity, BinaryIO] = {}
-    live: _Identity | None = None
-    older: list[_Identity] = []
-    for _ in range(_LOOKS):
-        live = live or _look(path, found, files)
-        if not rotated:
-            break
-        seen = [_look(name, found, files) for name in _newest_first(path)]
-        older = [identity for identity in seen if identity is not None]
-        if live in older:
-            older = older[len(older) - older[::-1].index(live) :]
-            break
-        if live == _look(path, found, files):
-            break
-    order = dict.fromkeys(older if live is None else [live, *older])
-    return [found[identity] for identity in reversed(order)]
+    for identity in list(known) if part.is_compressed else [part.identity]:
+        place = known.get(identity)
+        if place is None or place.offset > part.end:
+            continue
+        if place.head and head.startswith(place.head):
+            del known[identity]
+            return place.offset
+    return 0
 
 
-def _look(name: str, found: dict[_Identity, BinaryIO], files: ExitStack) -> _Identity | None:
-    """Return which file has the name, None for none; it is open afterwards."""
+def _behind(file: io.BufferedIOBase, offset: int) -> Generator[_Entry, None, int]:
+    """Yield the complete entries behind `offset`; return where to read on.
+
+    A last line that does not parse may be one behind a fragment that its writer is about to blank:
+    it is looked at once more.
+    """
+    lines = Lines(file, start=offset)
+    doubtful = b""
+    for line in lines:
+        entry = _entry(line)
+        if entry is not None:
+            yield entry
+        doubtful = line if entry is None else b""
+    if doubtful.strip() and b"\0" not in doubtful:  # which no writer leaves
+        return lines.end - len(doubtful) - 1
+    return lines.end  # what is behind is being written, or torn: seen whole next time, or never
+
+
+def _head(file: io.BufferedIOBase) -> bytes:
     try:
-        status = os.stat(name)
-        identity = (status.st_dev, status.st_ino)
-        if identity not in found:
-            file = files.enter_context(open(name, "rb"))  # noqa: SIM115
-            status = os.fstat(file.fileno())
-            identity = (status.st_dev, status.st_ino)
-            found.setdefault(identity, file)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return identity
-
-
-def _newest_first(path: str) -> Iterator[str]:
-    """Yield the names that rotated files have or may get while they are looked at.
-
-    A directory that is listed while names shift may leave one out: all numbers up to the highest
-    are tried, and those that are reached meanwhile, past the gap that a shift leaves for a moment.
-    """
-    highest = 0
-    for name in reversed(rotated_files(path)):
-        suffix = name[len(path) + 1 :]
-        if suffix.isdigit():
-            highest = max(highest, int(suffix))
-        else:
-            yield name
-    number = 1
-    while number <= highest or any(
-        os.path.exists(numbered_name(path, beyond)) for beyond in (number, number + 1)
-    ):
-        yield numbered_name(path, number)
-        number += 1
-
-
-def _lines_from_end(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the complete lines of a file, last first."""
-    position = file.seek(0, os.SEEK_END)
-    pieces: list[bytes] = []  # of the line whose beginning is not read yet, its end first
-    is_complete = False  # what stands behind the last newline of the file is not
-    while position > 0:
-        size = min(_BLOCK, position)
-        position -= size
-        file.seek(position)
-        first, *lines = file.read(size).split(b"\n")
-        for line in reversed(lines):
-            pieces.append(line)
-            if is_complete:
-                yield b"".join(reversed(pieces)) + b"\n"
-            pieces = []
-            is_complete = True
-        pieces.append(first)
-    if is_complete:
-        yield b"".join(reversed(pieces)) + b"\n"
+        file.seek(0)
+        return file.read(_HEAD)
+    except DAMAGE:
+        return b""
