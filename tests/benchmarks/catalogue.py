@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from tests.benchmarks import imports, memory, metrics, records, rotation, selftest, timing
+from tests.benchmarks import (
+    imports,
+    memory,
+    metrics,
+    processes,
+    records,
+    rotation,
+    selftest,
+    timing,
+)
 from tests.benchmarks.harness import Workload
 
 _STANDARD: tuple[Workload, ...] = (
@@ -13,6 +22,7 @@ _STANDARD: tuple[Workload, ...] = (
     records.DISABLED,
     records.EXCEPTION,
     rotation.ROTATION,
+    processes.PROCESSES_WORKLOAD,
     imports.IMPORT,
     memory.MEMORY,
 )

@@ -13,7 +13,9 @@ from tests.benchmarks.records import (
     CALL,
     MESSAGE,
     RECORD_LIMIT,
+    RECORD_LINE,
     json_formatter,
+    limit_encoder,
     loguru_logger,
     our_formatter,
     stdlib_logger,
@@ -24,7 +26,11 @@ BACKUPS = 10
 
 
 def rotated_lines(
-    directory: Path, *, at: tuple[str, ...] = (), last_line_beyond: bool = False
+    directory: Path,
+    *,
+    at: tuple[str, ...] = (),
+    last_line_beyond: bool = False,
+    is_rotated: bool = True,
 ) -> Check:
     """Return a check of the live file and its backups.
 
@@ -35,6 +41,7 @@ def rotated_lines(
         directory: of the files.
         at: where in a line the fields are, as of `json_lines`.
         last_line_beyond: the last line of a file may reach beyond the size.
+        is_rotated: False for one file of any size.
     """
 
     def check(count: int) -> None:
@@ -45,7 +52,9 @@ def rotated_lines(
             content = path.read_bytes()
             lines = content.splitlines()
             allowed = MAX_BYTES + (len(lines[-1]) if last_line_beyond else 0)
-            expect(len(content) <= allowed, f"{path.name} has {len(content)} bytes")
+            expect(
+                len(content) <= allowed or not is_rotated, f"{path.name} has {len(content)} bytes"
+            )
             for line in lines:
                 found: Any = strict_object(line)
                 for name in at:
@@ -116,8 +125,47 @@ def rotation_loguru(directory: Path) -> Iterator[Subject]:
     log.remove()
 
 
-_ENCODER = json_formatter("orjson", "OrjsonFormatter")
-_NEEDS = ("pythonjsonlogger", "orjson")
+def _ours_never(path: Path) -> logging.Handler:
+    from foundry_log import RotatingJsonlHandler
+
+    return RotatingJsonlHandler(path)
+
+
+class FinishedLine(logging.Formatter):
+    """Encodes a finished dict, as the limit does, so that what is left is the handler."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._encode = limit_encoder()
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {**RECORD_LINE, "context": {"step": record.__dict__["step"], **CALL}}
+        return self._encode(line).decode()
+
+
+def handler_alone(
+    handler: Callable[[Path], logging.Handler], is_rotated: bool = True
+) -> Callable[[Path], Iterator[Subject]]:
+    """Return what hands one finished record to a handler; see `FinishedLine`."""
+
+    def start(directory: Path) -> Iterator[Subject]:
+        made = handler(directory / "run.jsonl")
+        made.setFormatter(FinishedLine())
+        record = logging.makeLogRecord({})
+
+        def run(steps: range) -> None:
+            for step in steps:
+                record.__dict__["step"] = step
+                made.handle(record)
+
+        yield Subject(run, rotated_lines(directory, at=("context",), is_rotated=is_rotated))
+        made.close()
+
+    return start
+
+
+ENCODER = json_formatter("orjson", "OrjsonFormatter")
+ENCODER_NEEDS = ("pythonjsonlogger", "orjson")
 
 ROTATION = Comparison(
     "rotation",
@@ -130,11 +178,22 @@ ROTATION = Comparison(
         Contender(
             "foundry_log, stable names", rotating(_ours_stable, our_formatter, at=("context",))
         ),
-        Contender("stdlib RotatingFileHandler + orjson", rotating(_stdlib, _ENCODER), needs=_NEEDS),
+        Contender(
+            "foundry_log, not rotated",
+            rotating(_ours_never, our_formatter, at=("context",), is_rotated=False),
+        ),
+        Contender("foundry_log, the handler alone", handler_alone(_ours)),
+        Contender(
+            "foundry_log, the handler alone, not rotated",
+            handler_alone(_ours_never, is_rotated=False),
+        ),
+        Contender(
+            "stdlib RotatingFileHandler + orjson", rotating(_stdlib, ENCODER), needs=ENCODER_NEEDS
+        ),
         Contender(
             "concurrent-log-handler + orjson",
-            rotating(_concurrent, _ENCODER, last_line_beyond=True),  # it looks before it adds
-            needs=("concurrent_log_handler", *_NEEDS),
+            rotating(_concurrent, ENCODER, last_line_beyond=True),  # it looks before it adds
+            needs=("concurrent_log_handler", *ENCODER_NEEDS),
         ),
         Contender("loguru serialize", rotation_loguru, needs=("loguru",)),
     ),
