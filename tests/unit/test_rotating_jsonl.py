@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import gzip
 import json
 import logging
@@ -15,7 +16,6 @@ import random
 import re
 import resource
 import shutil
-import signal
 import socket
 import stat
 import subprocess
@@ -33,9 +33,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foundry_log import JsonFormatter, MetricsLogger, RotatingJsonlHandler
+from foundry_log import MetricsLogger, RotatingJsonlHandler
 from foundry_log.files import filenames, locks
 from foundry_log.jsonl import read_jsonl
+from tests.conservation import Crew, Task, assert_conserved
 
 pytestmark = pytest.mark.unit
 
@@ -1152,69 +1153,21 @@ def test_a_shared_file_system_is_said_once_and_written_by_process(
 # --- many writers ---
 
 
-def write_many(
-    path: str, writer: int, options: dict[str, Any], size: int, count: int, threads: int
-) -> None:
-    """Log `count` records of each thread; note each in a file beside once its call returned."""
-    handler = RotatingJsonlHandler(path, **options)
-    handler.setFormatter(JsonFormatter("%(message)s"))
-    logger = logging.Logger("writer")
-    logger.addHandler(handler)
-    notes = os.open(f"{path}.acknowledged-{writer}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-
-    def run(thread: int) -> None:
-        for number in range(count):
-            name = f"{writer}-{thread}-{number}"
-            logger.info("%s %s", name, "x" * size)
-            if not handler.losses:
-                os.write(notes, name.encode() + b"\n")
-
-    crew = [threading.Thread(target=run, args=(thread,)) for thread in range(threads)]
-    for thread in crew:
-        thread.start()
-    for thread in crew:
-        thread.join()
-    handler.close()
-    os.close(notes)
-
-
-def acknowledged(path: Path) -> list[str]:
-    names: list[str] = []
-    for notes in path.parent.glob("*.acknowledged-*"):
-        names += notes.read_text().splitlines()
-    return names
-
-
-def assert_conserved(path: Path) -> tuple[int, int]:
-    """Check that what was acknowledged stands exactly once; return its number and the fragments."""
-    reader = read_jsonl(path)
-    found = Counter(entry["message"].split(" ")[0] for entry in reader)
-    told = acknowledged(path)
-    assert len(told) == len(set(told))
-    assert [name for name in told if found[name] != 1] == []
-    assert [name for name, count in found.items() if count != 1] == []
-    return len(told), reader.skipped
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("stable", [True, False])
 def test_every_record_of_many_processes_and_threads_stands_once(
     path: Path, method: str, stable: bool
 ) -> None:
     """Rotating all the while; a file exceeds its size by at most a record of each writer."""
-    options = {"maxBytes": 20_000, "backupCount": 700, "stable_names": stable}
-    context = multiprocessing.get_context(method)
-    crew = [
-        context.Process(target=write_many, args=(str(path), writer, options, 200, 250, 2))
-        for writer in range(4)
-    ]
-    for process in crew:
-        process.start()
-    for process in crew:
-        process.join(DEADLINE_S)
-        assert process.exitcode == 0
-    told, fragments = assert_conserved(path)
-    assert (told, fragments) == (4 * 2 * 250, 0)
+    make = functools.partial(
+        RotatingJsonlHandler, maxBytes=20_000, backupCount=700, stable_names=stable
+    )
+    with Crew(Task(str(path), make, sizes=(200,), threads=2, count=250), [method]) as crew:
+        for _ in range(4):
+            crew.start()
+        assert crew.join() == [0] * 4
+    result = assert_conserved(path)
+    assert (result.acknowledged, result.fragments) == (4 * 2 * 250, 0)
     rotated = filenames.rotated_files(str(path))
     assert len(rotated) > 10
     longest = max(len(line) for name in rotated for line in Path(name).read_bytes().split(b"\n"))
@@ -1297,53 +1250,17 @@ def test_no_acknowledged_record_is_lost_doubled_or_glued_when_writers_are_killed
     path: Path, size: int, kills: int, stable: bool
 ) -> None:
     """SIGKILL at any moment, rotation included; survivors and successors write on."""
-    options = {"maxBytes": max(20_000, 4 * size), "backupCount": 700, "stable_names": stable}
-    context = multiprocessing.get_context("fork")
-    dice, crew, started = random.Random(size), [], 0
-
-    def start() -> None:
-        nonlocal started
-        arguments = (str(path), started, options, size, 10**9, 2)
-        crew.append(context.Process(target=write_many, args=arguments))
-        crew[-1].start()
-        started += 1
-
-    for _ in range(3):
-        start()
-    try:
+    make = functools.partial(
+        RotatingJsonlHandler, maxBytes=max(20_000, 4 * size), backupCount=700, stable_names=stable
+    )
+    dice = random.Random(size)
+    with Crew(Task(str(path), make, sizes=(size,))) as crew:
+        for _ in range(3):
+            crew.start()
         for _ in range(kills):
-            goal = len(acknowledged(path)) + dice.randrange(10, 60)
-            deadline = time.monotonic() + DEADLINE_S
-            while len(acknowledged(path)) < goal:
-                assert time.monotonic() < deadline, "the writers hang"
-                time.sleep(0.0005)
-            victim = crew.pop(dice.randrange(len(crew)))
-            os.kill(victim.pid or 0, signal.SIGKILL)
-            victim.join(DEADLINE_S)
-            start()
-    finally:
-        for process in crew:
-            process.kill()
-            process.join(DEADLINE_S)
-    told, _ = assert_conserved(path)
-    assert told >= 10 * kills
-
-
-def test_the_conservation_check_sees_a_lost_a_doubled_and_a_glued_record(path: Path) -> None:
-    """The checker is checked: each fault turns it red."""
-    path.with_name("run.jsonl.acknowledged-0").write_text("a\nb\n")
-    sound = b'{"message": "a x"}\n{"message": "b x"}\n'
-    path.write_bytes(sound)
-    assert assert_conserved(path) == (2, 0)
-    for broken in (
-        sound[:19],
-        sound + sound[:19],
-        b'{"message": "a ' + sound,
-        sound.replace(b"}\n{", b"}{"),
-    ):
-        path.write_bytes(broken)
-        with pytest.raises(AssertionError):
-            assert_conserved(path)
+            crew.kill_one(dice)
+            crew.start()
+    assert assert_conserved(path).acknowledged >= kills
 
 
 def test_the_lock_of_a_rotated_file_is_its_writers_life_sign(make: Make, path: Path) -> None:
