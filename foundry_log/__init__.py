@@ -26,6 +26,7 @@ _HOME = {
     "MetricsLogger": "metrics",
     "PerformanceLogger": "performance",
     "PlainFormatter": "formatters",
+    "RedactingFilter": "filters",
     "RotatingJsonlHandler": "handlers.rotating_jsonl",
     "RunDirectory": "run_directory",
     "StructuredLogger": "adapters",
@@ -50,6 +51,7 @@ __all__ = [
     "MetricsLogger",
     "PerformanceLogger",
     "PlainFormatter",
+    "RedactingFilter",
     "RotatingJsonlHandler",
     "RunDirectory",
     "StructuredLogger",
@@ -67,7 +69,7 @@ if TYPE_CHECKING:
     from foundry_log.context import bound
     from foundry_log.encoding import decode_line, encode_line
     from foundry_log.error_tracker import ErrorTracker
-    from foundry_log.filters import ContextFilter
+    from foundry_log.filters import ContextFilter, RedactingFilter
     from foundry_log.formatters import ConsoleFormatter, JsonFormatter, PlainFormatter
     from foundry_log.handlers.background import BackgroundHandler
     from foundry_log.handlers.console import ConsoleHandler

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import operator
 import sys
 from collections.abc import Mapping
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from foundry_log.context import bound_fields
-from foundry_log.exception_data import ExcInfo
+from foundry_log.encoding import to_plain
+from foundry_log.exception_data import ExcInfo, exc_info_of
 from foundry_log.process import base_context
 from foundry_log.records import TEXT, formatted, structured
 
@@ -122,20 +125,26 @@ class StructuredLogger(_Adapter):
         # A `log` that somebody put on the logger itself (a test, a tracer) wants every call.
         if not logger.isEnabledFor(level) and "log" not in logger.__dict__:
             return
-        options = {name: context.pop(name) for name in _OPTIONS if name in context}
-        extra = _fields(options.pop("extra", None))
-        if "exc_info" in options:
-            options["exc_info"] = _exc_info(options["exc_info"])
+        options: dict[str, Any] = {}
+        extra: dict[Any, Any] = {}
+        depth = 1
+        if not _OPTIONS.isdisjoint(context):
+            if "exc_info" in context:
+                options["exc_info"] = _exc_info(context.pop("exc_info"))
+            if "stack_info" in context:
+                options["stack_info"] = _is_true(context.pop("stack_info"))
+            extra = _fields(context.pop("extra", None))
+            depth = _stacklevel(context.pop("stacklevel", 1))
         fields = structured(
             formatted(message, _unpacked(args)),
-            {**self.context, **bound_fields(), **extra, **context},
+            _merged(self.context, bound_fields(), extra, context),
             self._as_json,
         )
-        depth = options.pop("stacklevel", 1) + 2  # this frame and that of the level's method
+        depth += 2  # this frame and that of the level's method
         logger.log(level, fields[TEXT], extra=fields, stacklevel=depth, **options)
 
 
-_OPTIONS = ("exc_info", "stack_info", "stacklevel", "extra")
+_OPTIONS = frozenset({"exc_info", "stack_info", "stacklevel", "extra"})
 
 
 def _unpacked(args: tuple[object, ...]) -> object:
@@ -144,6 +153,18 @@ def _unpacked(args: tuple[object, ...]) -> object:
         return args[0] if len(args) == 1 and isinstance(args[0], Mapping) and args[0] else args
     except Exception:  # an argument that raises when it is merely looked at
         return args
+
+
+def _merged(*layers: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return the fields of all layers, the later above the earlier."""
+    merged: dict[Any, Any] = {}
+    for layer in layers:
+        try:
+            merged.update(layer)
+        except Exception:  # no mapping, or a key whose code raises when it is compared
+            plain = to_plain(layer)
+            merged.update(plain if type(plain) is dict else {"context": plain})
+    return merged
 
 
 def _fields(extra: Any) -> dict[Any, Any]:
@@ -155,8 +176,34 @@ def _fields(extra: Any) -> dict[Any, Any]:
 
 def _exc_info(value: Any) -> ExcInfo | tuple[None, None, None] | None:
     """Return what the caller's `exc_info` stands for, so that a queue cannot lose it."""
-    if isinstance(value, BaseException):
-        return type(value), value, value.__traceback__
-    if isinstance(value, tuple):
-        return value
-    return sys.exc_info() if value else None
+    kind = type(value)  # not by its `__class__`, which may raise
+    if issubclass(kind, BaseException):
+        return exc_info_of(value)
+    if issubclass(kind, tuple):
+        return _checked(value)
+    return sys.exc_info() if _is_true(value) else None
+
+
+def _checked(exc_info: tuple[Any, ...]) -> ExcInfo | None:
+    """Return what `sys.exc_info()` may have been; of anything else, what is left of it or None."""
+    if tuple.__len__(exc_info) != 3:
+        return None
+    _, error, frames = tuple.__iter__(exc_info)
+    if not issubclass(type(error), BaseException):
+        return None
+    is_whole = frames is None or type(frames) is TracebackType
+    return (type(error), error, frames) if is_whole else exc_info_of(error)
+
+
+def _is_true(value: Any) -> bool:
+    try:
+        return bool(value)
+    except Exception:  # something was given
+        return True
+
+
+def _stacklevel(value: Any) -> int:
+    try:
+        return int.__index__(operator.index(value))
+    except Exception:  # no number: the caller's own line
+        return 1

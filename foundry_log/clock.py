@@ -13,13 +13,23 @@ def timestamp(seconds: float | None = None) -> str:
     The offset is written `+00:00`: `datetime.fromisoformat` of Python 3.10 does not read `Z`.
 
     Args:
-        seconds: since the epoch, as in `LogRecord.created`; None for now.
+        seconds: since the epoch, as in `LogRecord.created`; None for now. What is no time of the
+            years 1000 to 9999 (NaN, text that a filter put there) is now too. Never raises.
     """
+    try:
+        return _text(time.time() if seconds is None else seconds)
+    except Exception:
+        return _text(time.time())
+
+
+def _text(seconds: float) -> str:
     global _cached
-    micros = round((time.time() if seconds is None else seconds) * 1_000_000)
+    micros = round(seconds * 1e6)  # by a float: text times an integer is a very long text
     second, fraction = divmod(micros, 1_000_000)
     known, prefix = _cached
     if second != known:
         prefix = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        if len(prefix) != 19:
+            raise ValueError("RFC 3339 writes years in four digits")
         _cached = (second, prefix)
     return f"{prefix}.{fraction:06d}+00:00"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +26,7 @@ from pydantic import (
 
 from foundry_log.dict_config import dict_config
 from foundry_log.files.filenames import check_name
+from foundry_log.redaction import Redactor
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
@@ -51,6 +53,21 @@ def _positive(value: float) -> float:
 Count = Annotated[int, AfterValidator(_positive)]
 Positive = Annotated[float, AfterValidator(_positive)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+def _permissions(value: Any) -> Any:
+    mode = value
+    if isinstance(value, str):
+        mode = int(value, 8) if re.fullmatch("(0o)?[0-7]{3,4}", value) else -1
+    if isinstance(mode, int) and not (0 <= mode <= 0o777 and mode & 0o600 == 0o600):
+        raise ValueError(
+            f"{value!r} are no permissions with which the owner can read and write; use octal "
+            'text such as "0640"'
+        )
+    return mode
+
+
+Permissions = Annotated[int, BeforeValidator(_permissions)]
 ExperimentName = Annotated[str, AfterValidator(check_name)]
 
 
@@ -98,6 +115,25 @@ class LoggingConfig(Section):
     """Rotated log files that are kept; metrics and errors are kept for ever."""
     max_log_size_mb: Count = 100
     """Size in MiB (2^20 bytes) at which a file is rotated."""
+    compress_rotated_logs: bool = False
+    """Replace rotated log files by their gzip, on a thread of its own."""
+    file_permissions: Permissions = 0o640
+    """Of new log files, before the umask: a number, or octal text such as "0640"."""
+    one_file_per_process: bool | None = None
+    """Give each process log files of its own, `run@<host>-<pid>.jsonl`; None where the file system
+    cannot be appended to by several (NFS, Lustre, SMB, FUSE)."""
+    background_writing: bool = False
+    """Write on a thread of its own; a crash then loses what is queued."""
+    background_queue_size: Count = 10_000
+    """Records that wait at the most."""
+    background_overflow: Literal["block", "drop_newest", "drop_oldest"] = "block"
+    """What a record meets that finds the queue full."""
+    redact_secrets: bool = False
+    """Blank passwords, tokens, keys and their like in whatever is logged."""
+    redact_keys: list[str] = Field(default_factory=list)
+    """Names of more fields that are secret."""
+    redact_patterns: list[str] = Field(default_factory=list)
+    """Regular expressions of more texts that are secret."""
     log_metrics_every_n_steps: Count = 10
     """Steps from one line of metrics to the next."""
     log_detailed_metrics_every_n_steps: Count = 100
@@ -108,6 +144,11 @@ class LoggingConfig(Section):
     """Steps from one record of memory use to the next."""
     max_errors_to_track: Count = 1000
     """Errors that are kept in memory; the file has them all."""
+
+    @model_validator(mode="after")
+    def _try_redaction(self) -> LoggingConfig:
+        Redactor(self.redact_keys, self.redact_patterns)
+        return self
 
     def to_dict_config(
         self,

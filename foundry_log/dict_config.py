@@ -22,6 +22,15 @@ class LoggingSettings(Protocol):
     use_structured_logging: bool
     max_log_files: int
     max_log_size_mb: int
+    compress_rotated_logs: bool
+    one_file_per_process: bool | None
+    file_permissions: int
+    background_writing: bool
+    background_queue_size: int
+    background_overflow: Any
+    redact_secrets: bool
+    redact_keys: list[str]
+    redact_patterns: list[str]
 
 
 def dict_config(
@@ -39,19 +48,38 @@ def dict_config(
             "class": "foundry_log.ConsoleHandler",
             "level": settings.console_level,
             "formatter": "console",
-            "filters": ["context"],
         }
+    filters: dict[str, Any] = {
+        "context": {"()": "foundry_log.ContextFilter", "fields": dict(context)}
+    }
+    if settings.redact_secrets:  # last: it is to see what the others have added
+        filters["redaction"] = {
+            "()": "foundry_log.RedactingFilter",
+            "keys": list(settings.redact_keys),
+            "patterns": list(settings.redact_patterns),
+        }
+    for handler in handlers.values():
+        handler["filters"] = list(filters)
+    attached = list(handlers)
+    if settings.background_writing:
+        handlers["background"] = {
+            "class": "foundry_log.BackgroundHandler",
+            "handlers": attached,
+            "capacity": settings.background_queue_size,
+            "overflow": settings.background_overflow,
+        }
+        attached = ["background"]
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "filters": {"context": {"()": "foundry_log.ContextFilter", "fields": dict(context)}},
+        "filters": filters,
         "formatters": {
             "console": {"()": "foundry_log.ConsoleFormatter"},
             "plain": {"()": "foundry_log.PlainFormatter"},
             "json": {"()": "foundry_log.JsonFormatter"},
         },
         "handlers": handlers,
-        "root": {"level": _lowest(settings, console), "handlers": list(handlers)},
+        "root": {"level": _lowest(settings, console), "handlers": attached},
     }
 
 
@@ -60,11 +88,13 @@ def _file_handler(settings: LoggingSettings, path: str, formatter: str) -> dict[
         "class": "foundry_log.RotatingJsonlHandler",
         "level": settings.file_level,
         "formatter": formatter,
-        "filters": ["context"],
         "filename": os.path.abspath(path),
         "maxBytes": settings.max_log_size_mb * MEBIBYTE,
         "backupCount": settings.max_log_files,
         "stable_names": True,
+        "compress": settings.compress_rotated_logs,
+        "per_process": settings.one_file_per_process,
+        "permissions": settings.file_permissions,
         "delay": True,  # a directory that cannot be written costs a report, not the program's start
     }
 

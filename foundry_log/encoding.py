@@ -29,11 +29,12 @@ import math
 import numbers
 import os
 import re
+import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Set
 from itertools import accumulate, islice
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
@@ -53,7 +54,11 @@ MAX_INT_BITS = 2_000
 """Longer integers become hexadecimal text: Python refuses to write them in decimal beyond a limit
 that is at least 640 digits (`sys.set_int_max_str_digits`)."""
 
+MAX_NESTING = 2
+"""Values whose own code may be running inside each other's in one thread; see `bounded`."""
+
 Default = Callable[[Any], Any]
+_Result = TypeVar("_Result")
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _CONTAINERS = frozenset({dict, list, tuple})
@@ -94,7 +99,41 @@ def to_plain(value: Any, default: Default | None = None) -> Any:
                 return fields
         return _copied(value, 0, [MAX_VALUES])
     except Exception:  # not plain, or of a class that raises when it is merely looked at
-        return _Reducer(default).reduce(value, 0)
+        return bounded(_reduced, _sealed, value, default)
+
+
+def _reduced(value: Any, default: Default | None) -> Any:
+    return _Reducer(default).reduce(value, 0)
+
+
+def _sealed(value: Any, _: Default | None) -> Any:
+    return _SealedReducer(None).reduce(value, 0)
+
+
+class _Nesting(threading.local):
+    depth = 0
+
+
+_nesting = _Nesting()
+
+
+def bounded(
+    run: Callable[..., _Result], instead: Callable[..., _Result], *arguments: Any
+) -> _Result:
+    """Return `run(*arguments)`, where `run` calls code of the user's objects.
+
+    A `__repr__` that logs its own object comes back here before any handler has seen a record, and
+    one that does so twice doubles at every level until the interpreter's recursion limit. Inside of
+    `MAX_NESTING` such calls of the thread, `instead(*arguments)` is returned, which calls none.
+    """
+    depth = _nesting.depth
+    if depth >= MAX_NESTING:
+        return instead(*arguments)
+    try:  # the assignment inside, so that an interrupt cannot leave the depth raised
+        _nesting.depth = depth + 1
+        return run(*arguments)
+    finally:
+        _nesting.depth = depth
 
 
 def _is_flat(fields: dict[Any, Any]) -> bool:
@@ -180,7 +219,7 @@ class _Reducer:
         if isinstance(value, (list, tuple, Set, deque)):
             return self._array(value, depth)
         if isinstance(value, BaseException):
-            return {"type": type_name(value), "message": exception_text(value)}
+            return {"type": type_name(value), "message": _describe(value, str)}
         fields = _fields_of(value)
         if fields is not None:
             return self._object(fields, depth)
@@ -225,9 +264,29 @@ class _Reducer:
         return {**summary, "first": self.reduce(first, depth)}
 
 
+class _SealedReducer(_Reducer):
+    """Keeps what is built in, and calls nothing of any other object."""
+
+    def reduce(self, value: Any, depth: int) -> Any:
+        kind = type(value)
+        if kind in _SCALARS or kind in _CONTAINERS:
+            return super().reduce(value, depth)
+        return _NESTED
+
+    def _object(self, items: Any, depth: int) -> dict[str, Any]:
+        keyed = [(key if type(key) in _SCALARS else _NESTED, item) for key, item in items]
+        return super()._object(keyed, depth)
+
+
+def too_nested(*_: Any) -> NoReturn:
+    """Raise what the interpreter would in the end; for `bounded`."""
+    raise RecursionError(_NESTED)
+
+
 _NATIVE = (dict, list, tuple, str, int, float, type(None))
 _NOT_SCALAR = object()
 _MORE = "<more values than a line holds>"
+_NESTED = "<logged while a value was being described>"
 
 
 def _scalar(value: Any) -> Any:
@@ -350,8 +409,8 @@ def type_name(value: Any) -> str:
 
 
 def exception_text(error: BaseException) -> str:
-    """Return `str(error)`, or what stands for it where that raises."""
-    return _describe(error, str)
+    """Return `str(error)`, or what stands for it where that raises or logs itself."""
+    return bounded(_describe, lambda *_: _NESTED, error, str)
 
 
 # --- lines ----------------------------------------------------------------------------------------

@@ -15,18 +15,19 @@ from foundry_log.clock import timestamp
 from foundry_log.context import bound_fields
 from foundry_log.decorating import Function, run_inside
 from foundry_log.encoding import exception_text, to_plain
-from foundry_log.exception_data import traceback_text
+from foundry_log.exception_data import exc_info_of, traceback_text
 from foundry_log.files.locks import thread_lock
+from foundry_log.handlers.owned import owned_handler
 from foundry_log.jsonl import tail_jsonl
-from foundry_log.metrics import owned_handler
-from foundry_log.records import checked_logger, entry_record
+from foundry_log.records import ENTRY, checked_logger, entry_record
 
 
 class ErrorTracker:
     """Writes errors to `<output_dir>/errors.jsonl`, counts them, and logs them at ERROR.
 
     A line stands in the file when the call returns, whatever the levels of loggers are. The file
-    rotates at 100 MiB and is never pruned. Thread-safe; several processes may share the file. Calls
+    rotates at 100 MiB and is never pruned. Where the logger's records are redacted, so are the
+    entries. Thread-safe; several processes may share the file. Calls
     never raise; what could not be written is counted in `losses` and reported once per cause.
 
     Args:
@@ -51,7 +52,7 @@ class ErrorTracker:
         self.logger = logger
         self.output_dir = Path(output_dir)
         self.errors_file = self.output_dir / "errors.jsonl"
-        self._handler = owned_handler(self.errors_file, max_size_mb=100)
+        self._handler = owned_handler(self.errors_file, 100, logger)
         self._counts: Counter[str] = Counter()
         self._recent: deque[dict[str, Any]] = deque(maxlen=max_errors)
         self._lock = thread_lock()  # guards the counts and the recent entries
@@ -126,7 +127,7 @@ class ErrorTracker:
         self._handler.close()
 
     def _log_error(self, error: Any, context: Mapping[str, Any] | None, stacklevel: int) -> None:
-        kind, message = type(error).__name__, exception_text(error)
+        kind, message = _class_name(type(error)), exception_text(error)
         entry = {
             "error_type": kind,
             "error_message": message,
@@ -134,18 +135,21 @@ class ErrorTracker:
             "context": _plain_context(context),
         }
         record = entry_record(self.logger.name, logging.ERROR, f"{kind}: {message}", entry)
+        self._handler.handle(record)
         with self._lock:
             self._counts[kind] += 1
-            self._recent.append({"timestamp": timestamp(record.created), **entry})
-        self._handler.handle(record)
+            self._recent.append({"timestamp": timestamp(record.created), **record.__dict__[ENTRY]})
         self.logger.error(
             "%s: %s",
             kind,
             message,
-            exc_info=error if isinstance(error, BaseException) else None,
+            exc_info=exc_info_of(error) if issubclass(type(error), BaseException) else None,
             extra={"error_context": entry["context"]} if entry["context"] else None,
             stacklevel=stacklevel,
         )
+
+
+_class_name = type.__dict__["__name__"].__get__  # a metaclass may have a `__name__` of its own
 
 
 def _plain_context(context: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -7,25 +7,47 @@ import traceback
 from types import TracebackType
 from typing import Any
 
-from foundry_log.encoding import exception_text, to_plain, type_name
+from foundry_log.encoding import bounded, exception_text, to_plain, too_nested, type_name
 
 MAX_LINKS = 50
 """Exceptions described in one tree of causes and groups; the text of the traceback has all."""
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
+_traceback_of = BaseException.__dict__["__traceback__"].__get__
 _Group: Any = getattr(builtins, "BaseExceptionGroup", ())  # Python 3.11
+
+
+def exc_info_of(error: BaseException) -> ExcInfo:
+    """Return what `sys.exc_info()` was when `error` was caught. Never raises."""
+    # By the descriptor of BaseException: a class may have an attribute of that name that raises.
+    is_exception = issubclass(type(error), BaseException)
+    return type(error), error, _traceback_of(error) if is_exception else None
 
 
 def traceback_text(error: BaseException) -> str:
     """Return the traceback of `error` with its causes, groups and notes, as Python prints it.
 
-    It is that of the exception given, inside its `except` block or out of it. Never raises.
+    It is that of the exception given, inside its `except` block or out of it. Never raises. Inside
+    of code of a value that logs itself it is the exception alone.
     """
+    exc_info = exc_info_of(error)
     try:
-        return "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    except Exception:  # a class whose attributes raise
-        return f"{type_name(error)}: {exception_text(error)}\n"
+        return bounded(_formatted, too_nested, *exc_info)
+    except Exception:  # a class whose attributes raise, or groups without end
+        return f"{_frames_text(exc_info[2])}{type_name(error)}: {exception_text(error)}\n"
+
+
+def _formatted(*exc_info: Any) -> str:
+    return "".join(traceback.format_exception(*exc_info))
+
+
+def _frames_text(frames: TracebackType | None) -> str:
+    try:
+        text = "".join(traceback.format_tb(frames))
+    except Exception:  # the interpreter's recursion limit is near
+        return ""
+    return text and f"Traceback (most recent call last):\n{text}"
 
 
 def exception_data(error: BaseException) -> dict[str, Any]:

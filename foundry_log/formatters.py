@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import re
@@ -13,9 +12,26 @@ from typing import Any, TextIO
 from pythonjsonlogger.core import RESERVED_ATTRS, BaseJsonFormatter
 
 from foundry_log.clock import timestamp
-from foundry_log.encoding import encode_line, encode_plain, encode_value, to_plain
+from foundry_log.encoding import (
+    bounded,
+    encode_line,
+    encode_plain,
+    encode_value,
+    to_plain,
+    too_nested,
+)
 from foundry_log.exception_data import exception_data, traceback_text
-from foundry_log.records import ENTRY, EXCEPTION, context_of, formatted, message_of
+from foundry_log.records import (
+    ENTRY,
+    EXCEPTION,
+    RESERVED,
+    context_of,
+    error_of,
+    formatted,
+    is_entry_plain,
+    mended,
+    message_of,
+)
 
 BASE_FIELDS = (
     "experiment",
@@ -82,6 +98,12 @@ class JsonFormatter(BaseJsonFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of `record`, without a newline."""
+        try:
+            return self._line(record)
+        except Exception:  # an attribute of a type that the stdlib never gives it
+            return self._line(mended(record))
+
+    def _line(self, record: logging.LogRecord) -> str:
         # By its type and by dict's own method: a message may lie about its class, or raise.
         message: Any = record.msg
         given = dict.copy(message) if issubclass(type(message), dict) else {}
@@ -118,7 +140,7 @@ class JsonFormatter(BaseJsonFormatter):
     def formatException(self, ei: Any) -> str | list[str]:  # type: ignore[override]
         """Return the traceback as text, or as its lines with `exc_info_as_array`."""
         try:
-            return super().formatException(ei)
+            return bounded(super().formatException, too_nested, ei)
         except Exception:  # an exception whose attributes raise, or groups without end
             text = traceback_text(ei[1])
             return text.splitlines() if self.exc_info_as_array else text
@@ -171,7 +193,7 @@ class JsonFormatter(BaseJsonFormatter):
         known = {**record.__dict__, "message": message}
         if "asctime" in self._required_fields:
             known["asctime"] = self.formatTime(record, self.datefmt)
-        if record.exc_info and "exc_info" in self._required_fields:
+        if "exc_info" in self._required_fields and error_of(record) is not None:
             known["exc_info"] = self.formatException(record.exc_info)
         fields = {}
         for name in self._required_fields:
@@ -190,7 +212,7 @@ class JsonFormatter(BaseJsonFormatter):
         self, log_data: dict[str, Any], record: logging.LogRecord, behind: str
     ) -> None:
         known = record.__dict__.get(EXCEPTION)
-        error = record.exc_info[1] if record.exc_info else None
+        error = error_of(record) if record.exc_info else None
         if type(known) is dict:
             text: Any = known.get("traceback")
             if self.exc_info_as_array and type(text) is str:
@@ -233,12 +255,22 @@ class EntryFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the entry with the record's time stamp, without a newline."""
-        entry = record.__dict__[ENTRY]
-        return encode_plain({"timestamp": timestamp(record.created), **entry}).decode()
+        head: dict[str, Any] = {"timestamp": timestamp(record.created)}
+        entry: Any = record.__dict__.get(ENTRY)
+        try:
+            if is_entry_plain(record):
+                return encode_plain({**head, **entry}).decode()
+            return encode_line({**head, **entry}).decode()
+        except Exception:  # no entry, or no mapping
+            fields = {**head, "message": message_of(mended(record))[0], "entry": entry}
+            return encode_line(fields).decode()
 
 
+# Controls, line separators, what turns the direction of text, and what is not seen at all; the two
+# joiners U+200C and U+200D are letters' business, in Persian, Hindi and emoji.
 _CONTROL = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e"
+    r"\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
 )
 _WORD = re.compile(r'[^\s"=]+')
 _RESET = "\x1b[0m"
@@ -285,25 +317,31 @@ class ConsoleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line or lines of `record`, without a final newline."""
+        try:
+            return self._lines(record)
+        except Exception:  # an attribute of a type that the stdlib never gives it
+            return self._lines(mended(record))
+
+    def _lines(self, record: logging.LogRecord) -> str:
         colored = self._is_colored()
         message, behind = message_of(record)
         line = self._head(record, message, colored)
         shown = " ".join(
-            f"{_safe(name)}={_short(value)}"
+            f"{_name(name)}={_short(value)}"
             for name, value in to_plain(context_of(record)).items()
             if name not in self._hide
         )
         if shown:
             line += f"  {_DIM}{shown}{_RESET}" if colored else f"  {shown}"
-        details = [behind or record.exc_text or "", record.stack_info or ""]
-        if record.exc_info and record.exc_info[1] is not None:
+        details = [behind or record.exc_text, record.stack_info]
+        if record.exc_info and error_of(record) is not None:
             details[0] = self.formatException(record.exc_info)
-        return "\n".join([line, *(_indented(text) for text in details if text)])
+        return "\n".join([line, *(_indented(_text(part)) for part in details if part)])
 
     def formatException(self, ei: Any) -> str:
         """Return the traceback as text."""
         try:
-            return super().formatException(ei)
+            return bounded(super().formatException, too_nested, ei)
         except Exception:  # an exception whose attributes raise, or groups without end
             return traceback_text(ei[1])
 
@@ -313,12 +351,24 @@ class ConsoleFormatter(logging.Formatter):
         if not self._own_layout:
             if self.usesTime():
                 record.asctime = self.formatTime(record, self.datefmt)
-            return self.formatMessage(_without_controls(record))
-        level = f"{_safe(str(record.levelname)):<8}"
+            return self._filled_in(record)
+        level = f"{_safe(_text(record.levelname)):<8}"
         if colored:
             level = f"{_color_of(record.levelno)}{level}{_RESET}"
-        time = self.formatTime(record, self.datefmt)
-        return f"{time} {level} {_safe(str(record.name))}: {record.message}"
+        time = _safe(self.formatTime(record, self.datefmt))
+        return f"{time} {level} {_safe(_text(record.name))}: {record.message}"
+
+    def _filled_in(self, record: logging.LogRecord) -> str:
+        """Return what `fmt` makes of the record, each line but its first indented."""
+        looks_inside = isinstance(self._style, logging.StrFormatStyle)  # `{user.name}`
+        text = self.formatMessage(_without_controls(record, self._fmt or "", looks_inside))
+        if looks_inside:  # what such an object shows may hold controls, and so may the format
+            text = _CONTROL.sub(lambda found: self._unless_in_format(found), text)
+        first, *rest = text.split("\n")
+        return "\n".join([first, *(f"    {line.removeprefix('    ')}" for line in rest)])
+
+    def _unless_in_format(self, found: re.Match[str]) -> str:
+        return found.group() if found.group() in (self._fmt or "") else _escape(found)
 
     def _is_colored(self) -> bool:
         if self._colors is not None:
@@ -328,7 +378,7 @@ class ConsoleFormatter(logging.Formatter):
         stream = self._stream or sys.stderr
         try:
             return bool(stream.isatty())
-        except (AttributeError, ValueError):  # replaced by something simpler, or closed
+        except Exception:  # replaced by something simpler, or closed
             return False
 
 
@@ -351,6 +401,10 @@ def _color_of(level: int) -> str:
     return next((color for least, color in _LEVEL_COLORS if level >= least), _DIM)
 
 
+def _text(value: Any) -> str:
+    return value if type(value) is str else formatted(value, None)
+
+
 def _safe(text: str) -> str:
     """Return one line of text without control characters, tabs excepted."""
     return _CONTROL.sub(_escape, text).replace("\n", "\\n")
@@ -364,13 +418,30 @@ def _indented(text: str) -> str:
     return "\n".join("    " + _safe(line) for line in text.rstrip("\n").split("\n"))
 
 
-def _without_controls(record: logging.LogRecord) -> logging.LogRecord:
-    """Return a copy of the record whose text attributes are safe; its message is already."""
-    safe = copy.copy(record)
+def _without_controls(record: logging.LogRecord, fmt: str, looks_inside: bool) -> logging.LogRecord:
+    """Return a copy of the record that shows safe text; its message does already.
+
+    Other objects become text where `fmt` may name them, unless it looks inside of them.
+    """
+    safe = logging.LogRecord.__new__(logging.LogRecord)  # a class of somebody's may not copy
+    safe.__dict__.update(record.__dict__)
     for name, value in record.__dict__.items():
-        if issubclass(type(value), str) and name != "message":
-            safe.__dict__[name] = _safe(value)
+        kind = type(value)
+        if kind in _NUMBERS or name == "message":
+            continue
+        if issubclass(kind, str) or (
+            type(name) is str and name in fmt and not (looks_inside and name not in RESERVED)
+        ):
+            safe.__dict__[name] = _safe(_text(value))
     return safe
+
+
+_NUMBERS = frozenset({int, float, bool, type(None)})
+
+
+def _name(name: str) -> str:
+    """Return the name of a field; one that could pass for more is in quotes."""
+    return _safe(name if _WORD.fullmatch(name) else encode_value(name).decode())
 
 
 def _short(plain: Any, limit: int = 60) -> str:

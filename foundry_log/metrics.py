@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from foundry_log.context import bound_fields
-from foundry_log.dict_config import MEBIBYTE
 from foundry_log.encoding import encode_value, to_plain
 from foundry_log.files.locks import thread_lock
-from foundry_log.formatters import EntryFormatter
 from foundry_log.handlers.losses import cause_of
-from foundry_log.handlers.rotating_jsonl import RotatingJsonlHandler
+from foundry_log.handlers.owned import owned_handler
 from foundry_log.jsonl import JsonlCursor, read_jsonl
 from foundry_log.records import entry_record
 from foundry_log.running_stats import RunningStats
@@ -37,6 +35,7 @@ class MetricsLogger:
     metrics elsewhere. Its record carries a copy of the line's fields as `record.foundry_entry`.
 
     NaN and infinities are written as null with their names beside them, and read back as floats.
+    Where the records of `foundry_log.metrics` are redacted, so are the lines.
     Safe from several threads, and from several processes that write the same file. Logging
     never raises; what could not be written is counted in `losses` and reported once per cause.
     Questions raise OSError where a file cannot be read.
@@ -58,7 +57,7 @@ class MetricsLogger:
         self.experiment_name = experiment_name
         self.output_dir = Path(output_dir)
         self.metrics_file = self.output_dir / "metrics.jsonl"
-        self._handler = owned_handler(self.metrics_file, max_size_mb)
+        self._handler = owned_handler(self.metrics_file, max_size_mb, _log)
         self._sinks = logging.getLogger(f"{_log.name}.{experiment_name}")
         self._sinks.propagate = False
         self._index = _Index(self.metrics_file)
@@ -82,16 +81,18 @@ class MetricsLogger:
                 torch become numbers.
         """
         entry = to_plain(_within_scopes({"step": step, "epoch": epoch, "metrics": metrics}))
-        self._write(f"Step {entry['step']}", entry)
+        shown = _text(entry["step"])
+        self._write(f"Step {shown}", entry)
         if _log.isEnabledFor(logging.INFO):
-            _log.info("Step %s: %s", entry["step"], _listed(entry["metrics"]), stacklevel=2)
+            _log.info("Step %s: %s", shown, _listed(entry["metrics"]), stacklevel=2)
 
     def log_epoch_summary(self, epoch: int, summary: Mapping[str, Any]) -> None:
         """Write `{"timestamp", "epoch", "summary"}` and log `Epoch …` at INFO."""
         entry = to_plain(_within_scopes({"epoch": epoch, "summary": summary}))
-        self._write(f"Epoch {entry['epoch']}", entry)
+        shown = _text(entry["epoch"])
+        self._write(f"Epoch {shown}", entry)
         if _log.isEnabledFor(logging.INFO):
-            _log.info("Epoch %s: %s", entry["epoch"], _listed(entry["summary"]), stacklevel=2)
+            _log.info("Epoch %s: %s", shown, _listed(entry["summary"]), stacklevel=2)
 
     def get_metrics_history(self) -> list[dict[str, Any]]:
         """Return all entries of the file and of its rotated files, oldest first."""
@@ -140,19 +141,6 @@ def _within_scopes(entry: dict[str, Any]) -> dict[str, Any]:
     return {**entry, "context": scopes} if scopes else entry
 
 
-def owned_handler(path: Path, max_size_mb: float) -> RotatingJsonlHandler:
-    """Return a handler of entries for the one object that calls it; its directory is made."""
-    handler = RotatingJsonlHandler(
-        path, maxBytes=int(max_size_mb * MEBIBYTE), stable_names=True, delay=True
-    )
-    handler.setFormatter(EntryFormatter())
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        pass  # each line tries again, and the first that fails is reported
-    return handler
-
-
 class _Index:
     """Statistics of each metric, brought up to date from the file when asked."""
 
@@ -189,11 +177,21 @@ def _listed(values: Any) -> str:
     shown = [f"{name}={_number(value)}" for name, value in islice(values.items(), MAX_SHOWN)]
     if len(values) > MAX_SHOWN:
         shown.append(f"… and {len(values) - MAX_SHOWN} more in the file")
-    return ", ".join(shown)
+    return _text(", ".join(shown))
 
 
 def _number(value: Any) -> str:
     """Return four decimals; of a number too small for them, four in exponent form."""
     if isinstance(value, float):
         return f"{value:.4e}" if 0 < abs(value) < 0.001 else f"{value:.4f}"
-    return str(value) if isinstance(value, (int, str)) else encode_value(value).decode()
+    if isinstance(value, str):
+        return value
+    return _text(value) if isinstance(value, int) else encode_value(value).decode()
+
+
+def _text(plain: Any) -> str:
+    """Return text that any handler can write: without lone surrogates, and not too many digits."""
+    try:
+        return str(plain).encode("utf-8", "backslashreplace").decode()
+    except ValueError:  # an integer of more digits than Python writes
+        return encode_value(plain).decode()

@@ -17,20 +17,23 @@ Attributes are plain data, so records pickle and copy like any other.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from pythonjsonlogger.core import RESERVED_ATTRS
 
 from foundry_log.context import bound_fields
-from foundry_log.encoding import encode_plain, encode_value, to_plain
-from foundry_log.exception_data import exception_data, traceback_text
+from foundry_log.encoding import bounded, encode_plain, encode_value, to_plain, too_nested
+from foundry_log.exception_data import exc_info_of, exception_data, traceback_text
 
 MESSAGE = "foundry_message"
 CONTEXT = "foundry_context"
 TEXT = "foundry_text"
 ENTRY = "foundry_entry"
 EXCEPTION = "foundry_exception"
+
+_PLAIN_ENTRY = "_foundry_plain_entry"
 
 RESERVED = frozenset({*RESERVED_ATTRS, "taskName", MESSAGE, CONTEXT, TEXT, ENTRY, EXCEPTION})
 """Attributes of a record that are not context: the stdlib's and ours."""
@@ -57,8 +60,14 @@ def entry_record(name: str, level: int, message: str, entry: dict[str, Any]) -> 
     The entry is plain, as `to_plain` returns it.
     """
     record = logging.getLogRecordFactory()(name, level, "", 0, message, (), None)
-    record.__dict__[ENTRY] = entry
+    record.__dict__.update({ENTRY: entry, _PLAIN_ENTRY: entry})
     return record
+
+
+def is_entry_plain(record: logging.LogRecord) -> bool:
+    """Whether the record's entry is still the plain one that it was made with."""
+    fields = record.__dict__
+    return fields.get(_PLAIN_ENTRY) is fields[ENTRY]
 
 
 def checked_logger(logger: Any) -> None:
@@ -83,7 +92,7 @@ def message_of(record: logging.LogRecord) -> tuple[str, str]:
     format are shown behind it.
     """
     text, message = record.__dict__.get(TEXT), record.__dict__.get(MESSAGE)
-    if type(text) is str and type(message) is str and isinstance(record.msg, str):
+    if type(text) is str and type(message) is str and type(record.msg) is str:
         if record.msg == text:
             return message, ""
         if record.msg.startswith(text + "\n"):
@@ -91,19 +100,32 @@ def message_of(record: logging.LogRecord) -> tuple[str, str]:
     try:
         # By its own method: a record class of somebody's own may format otherwise.
         return str.__str__(record.getMessage()), ""
-    except Exception:
-        return formatted(record.msg, record.args), ""
+    except Exception:  # not by `formatted`: a `__str__` that logs would double at every level
+        return _side_by_side(record.msg, record.args), ""
 
 
 def formatted(message: object, arguments: Any) -> str:
-    """Return `message % arguments` as the stdlib does, and both side by side where they clash."""
+    """Return `message % arguments` as the stdlib does, and both side by side where they clash.
+
+    Never raises; bounded where a `__str__` logs its own object.
+    """
+    if type(message) is str and type(arguments) is tuple and not arguments:
+        return message
     try:
-        return str.__str__(str(message) % arguments if arguments else str(message))
+        return bounded(_percent, too_nested, message, arguments)
     except Exception:
-        shown = message if type(message) is str else encode_value(message).decode()
-        if arguments is None or (type(arguments) is tuple and not arguments):
-            return shown
-        return f"{shown} {encode_value(arguments).decode()}"
+        return _side_by_side(message, arguments)
+
+
+def _percent(message: object, arguments: Any) -> str:
+    return str.__str__(str(message) % arguments if arguments else str(message))
+
+
+def _side_by_side(message: object, arguments: Any) -> str:
+    shown = message if type(message) is str else encode_value(message).decode()
+    if arguments is None or (type(arguments) is tuple and not arguments):
+        return shown
+    return f"{shown} {encode_value(arguments).decode()}"
 
 
 def context_of(record: logging.LogRecord) -> dict[str, Any]:
@@ -130,13 +152,19 @@ def exception_of(record: logging.LogRecord) -> dict[str, Any] | None:
     known = record.__dict__.get(EXCEPTION)
     if type(known) is dict:
         return known
-    try:
-        error = record.exc_info[1] if record.exc_info else None
-    except Exception:  # what a filter put there is no tuple
-        return None
-    if not isinstance(error, BaseException):
+    error = error_of(record)
+    if error is None:
         return None
     return {**exception_data(error), "traceback": traceback_text(error)}
+
+
+def error_of(record: logging.LogRecord) -> BaseException | None:
+    """Return the record's exception; None where it has none, whatever a filter put there."""
+    exc_info: Any = record.exc_info
+    if not issubclass(type(exc_info), tuple) or tuple.__len__(exc_info) != 3:
+        return None
+    error = tuple.__getitem__(exc_info, 1)
+    return error if issubclass(type(error), BaseException) else None
 
 
 def detached(record: logging.LogRecord) -> logging.LogRecord:
@@ -146,6 +174,13 @@ def detached(record: logging.LogRecord) -> logging.LogRecord:
     the caller are kept in the context, and the exception is data and text: its frames, and what
     hangs on them, are let go. Never raises.
     """
+    try:
+        return _detached(record)
+    except Exception:  # an attribute of a type that the stdlib never gives it
+        return _detached(mended(record))
+
+
+def _detached(record: logging.LogRecord) -> logging.LogRecord:
     copy = logging.LogRecord.__new__(logging.LogRecord)  # a class of somebody's would format again
     fields = copy.__dict__
     fields.update(record.__dict__)
@@ -172,3 +207,67 @@ def _keep_exception(record: logging.LogRecord, fields: dict[str, Any]) -> None:
     if data is not None:
         fields[EXCEPTION] = data
         fields["exc_text"] = record.exc_text or data["traceback"].rstrip("\n")
+
+
+_TEXTS = (
+    "name",
+    "levelname",
+    "pathname",
+    "filename",
+    "module",
+    "funcName",
+    "threadName",
+    "processName",
+    "exc_text",
+    "stack_info",
+)
+_NUMBERS = ("levelno", "lineno", "msecs", "relativeCreated", "thread", "process")
+_YEAR_10000 = 253_402_300_800
+
+
+def mended(record: logging.LogRecord) -> logging.LogRecord:
+    """Return a copy whose attributes have the types that the stdlib gives them, whoever broke them.
+
+    What should be text becomes it, what should be a number and is none becomes 0, an impossible
+    time now; garbage for an exception is dropped. The message is finished text, all else plain.
+    """
+    copy = logging.LogRecord.__new__(logging.LogRecord)
+    given = list(record.__dict__.items())
+    fields = copy.__dict__
+    fields.update((name, value) for name, value in given if type(name) is str)
+    fields.update(to_plain({name: value for name, value in given if _is_context(name)}))
+    for name in _TEXTS:
+        value = fields.get(name)
+        fields[name] = value if value is None or type(value) is str else formatted(value, None)
+    for name in _NUMBERS:
+        fields[name] = fields[name] if _is_number(fields.get(name)) else 0
+    if not _is_number(fields.get("created")) or not 0 <= fields["created"] < _YEAR_10000:
+        fields["created"] = time.time()
+    fields.setdefault("msg", "")
+    fields.setdefault("args", None)
+    fields.setdefault("exc_info", None)
+    _finish_message(record, fields)
+    error = error_of(copy)
+    fields["exc_info"] = None if error is None else exc_info_of(error)
+    return copy
+
+
+def _is_context(name: Any) -> bool:
+    return type(name) is not str or name not in RESERVED
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -1e18 < value < 1e18  # neither NaN nor unprintable
+
+
+def _finish_message(record: logging.LogRecord, fields: dict[str, Any]) -> None:
+    if issubclass(type(fields["msg"]), dict):
+        fields["msg"] = to_plain(fields["msg"])
+        return
+    if "msg" in record.__dict__ and "args" in record.__dict__:
+        fields["msg"], behind = message_of(record)
+        fields["exc_text"] = fields["exc_text"] or behind or None
+    else:
+        fields["msg"] = formatted(fields["msg"], None)
+    fields["args"] = None
+    fields.pop(TEXT, None)  # the two attributes of the message count with it alone

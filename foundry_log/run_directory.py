@@ -16,6 +16,7 @@ from foundry_log.clock import timestamp
 from foundry_log.dict_config import JSONL_NAME, LOG_NAME
 from foundry_log.encoding import encode_document
 from foundry_log.process import git_hash, git_output, host_name, rank_fields
+from foundry_log.redaction import Redactor
 
 PACKAGES = ("foundry_log", "torch", "numpy", "pydantic", "python-json-logger", "msgspec", "psutil")
 
@@ -67,7 +68,9 @@ class RunDirectory:
         return self.path / "checkpoints"
 
 
-def write_run_info(directory: RunDirectory, config: Mapping[str, Any]) -> None:
+def write_run_info(
+    directory: RunDirectory, config: Mapping[str, Any], redactor: Redactor | None = None
+) -> None:
     """Write `run_info.json`: the configuration, versions, git state, command and machine.
 
     Asks git three times, some 15 ms in all.
@@ -75,13 +78,18 @@ def write_run_info(directory: RunDirectory, config: Mapping[str, Any]) -> None:
     Args:
         directory: the run's; made if missing.
         config: the resolved configuration as plain data.
+        redactor: takes secrets out of the command and the rest; None leaves them.
 
     Raises:
         OSError: the file cannot be written.
     """
     directory.path.mkdir(parents=True, exist_ok=True)
     temporary = directory.info.with_name(f".{directory.info.name}.{os.getpid()}")
-    temporary.write_bytes(encode_document({"config": config, **environment()}))
+    facts = environment()
+    if redactor is not None:
+        command = redactor.text("\t".join(facts["argv"]))  # as a whole: `--token` names the next
+        facts = redactor.value({**facts, "argv": command.split("\t")})
+    temporary.write_bytes(encode_document({"config": config, **facts}))
     temporary.replace(directory.info)
 
 

@@ -12,9 +12,12 @@ from types import TracebackType
 from typing import Any
 
 from foundry_log.config import ExperimentConfig, LoggingConfig
+from foundry_log.handlers.background import BackgroundHandler
 from foundry_log.handlers.console import ConsoleHandler
 from foundry_log.process import base_context, rank_fields
+from foundry_log.redaction import Redactor
 from foundry_log.run_directory import RunDirectory, write_run_info
+from foundry_log.signals import DEFAULT_SIGNALS, SignalWatch
 
 _OWNER = "foundry_session"
 _log = logging.getLogger(__name__)
@@ -23,8 +26,10 @@ _log = logging.getLogger(__name__)
 class LoggingSession:
     """What `configure` attached to the root logger; a context manager that detaches it.
 
-    `directory` names the files. Nothing needs closing for its lines to be safe: each stands in its
-    file when its call returns. Closing brings back the handlers and the level of before.
+    `directory` names the files, `handlers` are those on the root logger. Nothing needs closing for
+    its lines to be safe: each stands in its file when its call returns, or, with
+    `background_writing`, when the program ends. Closing brings back the handlers, the level and the
+    signal handlers of before.
     """
 
     def __init__(
@@ -33,7 +38,9 @@ class LoggingSession:
         root = logging.getLogger()
         self.directory = directory
         self.handlers = tuple(handlers)
-        self._replaced = [handler for handler in root.handlers if _gives_way(handler, handlers)]
+        self._watch: SignalWatch | None = None
+        writers = _writers(handlers)
+        self._replaced = [handler for handler in root.handlers if _gives_way(handler, writers)]
         self._level = root.level
         self._closed = False
         self._outer: LoggingSession | None = next(
@@ -46,20 +53,34 @@ class LoggingSession:
             root.addHandler(handler)
         root.setLevel(level)
 
+    def _handle(self, signals: Collection[int]) -> None:
+        try:
+            self._watch = SignalWatch(flush=self.flush, signals=signals)
+        except ValueError:
+            self.close()
+            raise
+
     def flush(self) -> None:
         """Flush every handler of the session."""
         for handler in self.handlers:
             handler.flush()
 
     def close(self) -> None:
-        """Detach and close the session's handlers and bring back what they replaced. Idempotent."""
+        """Detach and close the session's handlers and bring back what they replaced. Idempotent.
+
+        Raises:
+            ValueError: it handles signals, and this is not the main thread; nothing has changed.
+        """
         if self._closed:
             return
+        if self._watch is not None:
+            self._watch.close()
         self._closed = True
         root = logging.getLogger()
         is_active = any(handler in root.handlers for handler in self.handlers)
         for handler in self.handlers:
             root.removeHandler(handler)
+        for handler in (*self.handlers, *_writers(self.handlers)):
             handler.close()
         if is_active:  # otherwise a later session is in force, and asks us when it ends
             handlers, level = self._before()
@@ -94,6 +115,7 @@ def configure(
     *,
     context: Mapping[str, Any] | None = None,
     console: bool = True,
+    handle_signals: bool | Collection[int] = False,
 ) -> LoggingSession:
     """Set up console, `run.log` and `run.jsonl` on the root logger, and write `run_info.json`.
 
@@ -110,12 +132,16 @@ def configure(
         directory: of the files; None for `<experiment>/output`, or `logs` without an experiment.
         context: more fields for every record.
         console: show records on standard error.
+        handle_signals: at SIGTERM, SIGHUP and SIGXCPU, or those given, a last record says why and
+            when, everything is flushed and synced, and then your handler or the default action
+            follows; see `foundry_log.signals.SignalWatch`. In the main thread only.
 
     Returns:
         The session: `flush()`, `close()`, `directory`; also a context manager.
 
     Raises:
         TypeError: `config` is no configuration of this package.
+        ValueError: signals are to be handled, and this is not the main thread.
     """
     settings = config.logging if isinstance(config, ExperimentConfig) else config or LoggingConfig()
     if not isinstance(settings, LoggingConfig):
@@ -133,11 +159,19 @@ def configure(
         run = RunDirectory(Path(directory))
     data = settings.to_dict_config(run.path, context={**fields, **(context or {})}, console=console)
     session = LoggingSession(run, _handlers(data), data["root"]["level"])
+    if handle_signals:
+        session._handle(DEFAULT_SIGNALS if handle_signals is True else handle_signals)
     try:
-        write_run_info(run, (config or settings).model_dump(mode="json"))
+        write_run_info(run, (config or settings).model_dump(mode="json"), _redactor(settings))
     except OSError as error:
         _log.warning("%s could not be written: %s", run.info, error)
     return session
+
+
+def _redactor(settings: LoggingConfig) -> Redactor | None:
+    if not settings.redact_secrets:
+        return None
+    return Redactor(settings.redact_keys, settings.redact_patterns)
 
 
 def _handlers(data: dict[str, Any]) -> list[logging.Handler]:
@@ -148,10 +182,18 @@ def _handlers(data: dict[str, Any]) -> list[logging.Handler]:
         parts["formatters"][name] = configurator.configure_formatter(parts["formatters"][name])
     for name in parts["filters"]:
         parts["filters"][name] = configurator.configure_filter(parts["filters"][name])
-    handlers = []
-    for name in data["root"]["handlers"]:
-        handlers.append(configurator.configure_handler(parts["handlers"][name]))
-    return handlers
+    for name in parts["handlers"]:
+        parts["handlers"][name] = configurator.configure_handler(parts["handlers"][name])
+    return [parts["handlers"][name] for name in data["root"]["handlers"]]
+
+
+def _writers(handlers: Collection[logging.Handler]) -> list[logging.Handler]:
+    """Return the handlers that write: those behind a queue in place of the queue."""
+    return [
+        writer
+        for handler in handlers
+        for writer in (handler.handlers if isinstance(handler, BackgroundHandler) else [handler])
+    ]
 
 
 def _session_of(handler: logging.Handler) -> LoggingSession | None:

@@ -45,5 +45,19 @@ class ConsoleHandler(CountsLosses, _StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record's line; a process without that stream has nowhere to write it."""
-        if self.stream is not None:
-            super().emit(record)
+        try:
+            if self.stream is not None:
+                self._write(self.format(record) + self.terminator)
+        except Exception:
+            self.handleError(record)
+
+    def _write(self, line: str) -> None:
+        self.acquire()
+        try:
+            self.stream.write(line)
+        except UnicodeEncodeError:  # a terminal of few letters gets the others as escapes
+            encoding = self.stream.encoding
+            self.stream.write(line.encode(encoding, "backslashreplace").decode(encoding))
+        finally:
+            self.release()
+        self.flush()

@@ -13,7 +13,12 @@ MAX_NESTING = 2
 """Records that one thread may be handling inside each other. A `__repr__`, filter or formatter that
 logs is heard; one that thereby calls itself is not heard for ever."""
 
-_nesting = threading.local()
+
+class _Nesting(threading.local):
+    depth = 0
+
+
+_nesting = _Nesting()
 
 
 class CountsLosses(logging.Handler):
@@ -32,18 +37,25 @@ class CountsLosses(logging.Handler):
 
     def handle(self, record: logging.LogRecord) -> Any:
         """Filter and emit the record, unless handling it would go round in a circle."""
-        depth = getattr(_nesting, "depth", 0)
+        depth = _nesting.depth
         if depth >= MAX_NESTING:
-            self.losses["RecursionError"] += 1
+            self._add(self.losses, "RecursionError")
             return False
-        _nesting.depth = depth + 1
-        try:
+        try:  # the assignment inside, so that an interrupt cannot leave the depth raised
+            _nesting.depth = depth + 1
             return self._handle(record)
+        except Exception:  # a filter's, or the interpreter's recursion limit
+            self._count(self.losses, record)
+            return False
         finally:
             _nesting.depth = depth
 
     def _handle(self, record: logging.LogRecord) -> Any:
-        return super().handle(record)
+        """Filter and emit; unlike the stdlib's, filters and formatters run outside the lock."""
+        passed: Any = self.filter(record)
+        if passed:
+            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
+        return passed
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Count the exception being handled; called by `emit` in its `except` clause."""
@@ -51,18 +63,19 @@ class CountsLosses(logging.Handler):
 
     def _count(self, causes: Counter[str], record: logging.LogRecord) -> None:
         """Count the exception being handled, and report it if its cause is new."""
-        cause = cause_of(sys.exc_info()[1])
+        if self._add(causes, cause_of(sys.exc_info()[1])) == 1:
+            try:
+                super().handleError(record)
+            except Exception:
+                pass  # standard error is closed, or the error itself cannot be shown
+
+    def _add(self, causes: Counter[str], cause: str) -> int:
         self.acquire()
         try:
             causes[cause] += 1
-            is_first = causes[cause] == 1
+            return causes[cause]
         finally:
             self.release()
-        if is_first:
-            try:
-                super().handleError(record)
-            except ValueError:
-                pass  # standard error is closed
 
     def close(self) -> None:
         """Say how many records were lost since the last close, then close."""
@@ -79,6 +92,11 @@ class CountsLosses(logging.Handler):
 
 def cause_of(error: BaseException | None) -> str:
     """Return a short name under which losses are counted, such as `OSError ENOSPC`."""
-    name = type(error).__name__
-    number = error.errno if isinstance(error, OSError) else None
-    return f"{name} {errno.errorcode.get(number, number)}" if isinstance(number, int) else name
+    name = _class_name(type(error))
+    # By their types: the classes of errors may have attributes of their own that raise.
+    number = _errno_of(error) if issubclass(type(error), OSError) else None
+    return f"{name} {errno.errorcode.get(number, number)}" if type(number) is int else name
+
+
+_class_name = type.__dict__["__name__"].__get__
+_errno_of = OSError.__dict__["errno"].__get__

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from foundry_log.clock import timestamp
 from foundry_log.files import filenames, locks
@@ -152,13 +151,6 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
             self._open_file()
 
     # --- a record to the file ---
-
-    def _handle(self, record: logging.LogRecord) -> Any:
-        """Filter and emit; unlike the stdlib's, filters and formatters run outside the lock."""
-        passed: Any = self.filter(record)
-        if passed:
-            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
-        return passed
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record's line; what goes wrong is counted, never raised."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from foundry_log import signals
 from foundry_log.adapters import StructuredLogger
 from foundry_log.config import ExperimentConfig
 from foundry_log.error_tracker import ErrorTracker
@@ -27,7 +28,8 @@ class Trainer:
 
         result = Trainer(ExperimentConfig(experiment_name="first"), "runs").train()
 
-    Making one touches no handler and no level; `train` sets logging up and puts it back. The run's
+    Making one touches no handler and no level; `train` sets logging and, in the main thread, the
+    handling of SIGTERM and its like up, and puts both back. The run's
     files stand in `<base_dir>/<experiment>/output`. On the CPU the same configuration gives the
     same losses again.
 
@@ -79,7 +81,12 @@ class Trainer:
         self.logger.update_context(device=device)
         self._progress, self.result = Progress(), None
         interrupted = False
-        with configure(self.config, self.directory.path, context={"device": device}):
+        with configure(
+            self.config,
+            self.directory.path,
+            context={"device": device},
+            handle_signals=signals.is_free(),
+        ):
             try:
                 self._run(tokenizer, device)
             except KeyboardInterrupt:

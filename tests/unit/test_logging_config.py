@@ -19,7 +19,7 @@ class TestLoggingConfigDefaults:
     """Defaults are those of the spec."""
 
     def test_default_values(self) -> None:
-        """GIVEN no arguments WHEN it is made THEN each field has the spec's default."""
+        """GIVEN no arguments WHEN it is made THEN each field of the spec has its default."""
         assert LoggingConfig().model_dump() == {
             "console_level": "INFO",
             "file_level": "DEBUG",
@@ -27,6 +27,15 @@ class TestLoggingConfigDefaults:
             "log_to_wandb": True,
             "max_log_files": 10,
             "max_log_size_mb": 100,
+            "compress_rotated_logs": False,
+            "file_permissions": 0o640,
+            "one_file_per_process": None,
+            "background_writing": False,
+            "background_queue_size": 10_000,
+            "background_overflow": "block",
+            "redact_secrets": False,
+            "redact_keys": [],
+            "redact_patterns": [],
             "log_metrics_every_n_steps": 10,
             "log_detailed_metrics_every_n_steps": 100,
             "profile_performance": False,
@@ -56,6 +65,7 @@ class TestLoggingConfigCustomization:
 COUNTS = (
     "max_log_files",
     "max_log_size_mb",
+    "background_queue_size",
     "log_metrics_every_n_steps",
     "log_detailed_metrics_every_n_steps",
     "log_memory_every_n_steps",
@@ -94,6 +104,31 @@ class TestLoggingConfigValidation:
         assert field in text
         assert f"{value} must be greater than 0; use 1 or more" in text
         assert f"input_value={value}" in text
+
+    @pytest.mark.parametrize("given", [0o600, "0600", "600", "0o600"])
+    def test_permissions_are_a_number_or_octal_text(self, given: Any) -> None:
+        """GIVEN one or the other WHEN it is made THEN they are the same."""
+        assert LoggingConfig(file_permissions=given).file_permissions == 0o600
+
+    @pytest.mark.parametrize("given", [640, "0999", "rw-r-----", 0o400, -1, 0o1777, ""])
+    def test_permissions_that_are_none_are_refused(self, given: Any) -> None:
+        """GIVEN decimal 640 or what its owner cannot write WHEN it is made THEN it is refused."""
+        with pytest.raises(ValidationError, match=r"use octal text such as .0640"):
+            LoggingConfig(file_permissions=given)
+
+    @pytest.mark.parametrize(
+        ("given", "rule"),
+        [({"redact_patterns": ["(x"]}, r"\(x"), ({"redact_keys": [" "]}, "redact|key|name")],
+    )
+    def test_a_rule_of_redaction_that_cannot_work_is_refused(self, given: Any, rule: str) -> None:
+        """GIVEN a broken expression or no name WHEN it is made THEN it is named."""
+        with pytest.raises(ValidationError, match=rule):
+            LoggingConfig(**given)
+
+    def test_an_overflow_rule_is_one_of_three(self) -> None:
+        """GIVEN another word WHEN it is made THEN the choice is named."""
+        with pytest.raises(ValidationError, match="'block', 'drop_newest' or 'drop_oldest'"):
+            LoggingConfig(background_overflow="drop")
 
     def test_an_unknown_field_is_refused_with_the_nearest_name(self) -> None:
         """GIVEN a misspelt field WHEN it is made THEN the error says what was meant."""

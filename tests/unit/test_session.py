@@ -7,8 +7,11 @@ import json
 import logging
 import logging.config
 import os
+import signal
+import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,13 @@ from typing import Any
 import pytest
 
 from foundry_log import (
+    ErrorTracker,
     ExperimentConfig,
     LoggingConfig,
     MetricsLogger,
     bound,
     configure,
+    read_jsonl,
 )
 
 pytestmark = pytest.mark.unit
@@ -277,6 +282,265 @@ class TestConfigure:
 
         [line] = strict_lines(tmp_path / "out" / "run.jsonl")
         assert line["message"] == "acknowledged"
+
+
+class TestBackgroundWriting:
+    """The same files, written by a thread."""
+
+    def test_every_file_is_written_by_the_thread(
+        self, tmp_path: Path, existing: logging.Logger
+    ) -> None:
+        """GIVEN background_writing WHEN records are logged THEN flush and close see them in."""
+        threads: set[str] = set()
+        config = LoggingConfig(background_writing=True, background_queue_size=5)
+        with configure(config, tmp_path, context={"team": "a"}, console=False) as session:
+            (queue,) = session.handlers
+            queue.handlers[0].addFilter(
+                lambda record: threads.add(threading.current_thread().name) or True
+            )
+            with bound(step=3):
+                for number in range(50):
+                    existing.info("record %d", number)
+            session.flush()
+            assert len(strict_lines(session.directory.jsonl)) == 50
+            existing.info("last")
+
+        lines = strict_lines(session.directory.jsonl)
+        assert [line["message"] for line in lines] == [f"record {n}" for n in range(50)] + ["last"]
+        assert lines[0]["context"] == {"team": "a", "step": 3}
+        assert len(session.directory.log.read_text().splitlines()) == 51
+        assert threads == {"foundry_log-background"}
+        assert threading.active_count() == 1
+
+    def test_a_second_session_over_it_doubles_nothing(
+        self, tmp_path: Path, existing: logging.Logger
+    ) -> None:
+        """GIVEN two sessions on one directory WHEN both end THEN each record stands once."""
+        config = LoggingConfig(background_writing=True)
+        with configure(config, tmp_path, console=False) as session:
+            existing.info("one")
+            with configure(LoggingConfig(), tmp_path, console=False):
+                existing.info("two")
+            existing.info("three")
+
+        assert sorted(line["message"] for line in strict_lines(session.directory.jsonl)) == [
+            "one",
+            "three",
+            "two",
+        ]
+
+    def test_a_handler_of_the_same_file_stands_back(
+        self, tmp_path: Path, existing: logging.Logger
+    ) -> None:
+        """GIVEN somebody's FileHandler of run.jsonl WHEN configure is called THEN one writes."""
+        other = logging.FileHandler(tmp_path / "run.jsonl", delay=True)
+        logging.getLogger().addHandler(other)
+        try:
+            with configure(LoggingConfig(background_writing=True), tmp_path, console=False) as mine:
+                existing.info("once")
+            assert other in logging.getLogger().handlers
+        finally:
+            logging.getLogger().removeHandler(other)
+        assert len(strict_lines(mine.directory.jsonl)) == 1
+
+    def test_dict_config_takes_the_same(
+        self, tmp_path: Path, restored_root: logging.Logger, existing: logging.Logger
+    ) -> None:
+        """GIVEN the dict WHEN dictConfig has it THEN its queue finds its handlers by name."""
+        data = LoggingConfig(background_writing=True).to_dict_config(tmp_path, console=False)
+        logging.config.dictConfig(json.loads(json.dumps(data)))
+        existing.info("hello")
+        (queue,) = restored_root.handlers
+        queue.close()
+
+        assert strict_lines(tmp_path / "run.jsonl")[0]["message"] == "hello"
+
+    def test_an_ini_file_lists_the_handlers_first(
+        self, tmp_path: Path, restored_root: logging.Logger, existing: logging.Logger
+    ) -> None:
+        """GIVEN a queue behind its handler in `keys` WHEN fileConfig reads it THEN it works."""
+        ini = tmp_path / "logging.ini"
+        ini.write_text(
+            f"""
+[loggers]
+keys = root
+[handlers]
+keys = jsonl, queue
+[formatters]
+keys = json
+[logger_root]
+level = INFO
+handlers = queue
+[handler_jsonl]
+class = foundry_log.RotatingJsonlHandler
+formatter = json
+args = ({str(tmp_path / "run.jsonl")!r},)
+[handler_queue]
+class = foundry_log.BackgroundHandler
+args = (["jsonl"], 100, "drop_oldest")
+[formatter_json]
+class = foundry_log.JsonFormatter
+"""
+        )
+        logging.config.fileConfig(ini, disable_existing_loggers=False)
+        existing.info("hello")
+        (queue,) = restored_root.handlers
+        queue.close()
+
+        assert (queue.capacity, queue.overflow) == (100, "drop_oldest")
+        assert strict_lines(tmp_path / "run.jsonl")[0]["message"] == "hello"
+
+
+class TestFiles:
+    """What the configuration says of files."""
+
+    def test_permissions_and_compression(self, tmp_path: Path, existing: logging.Logger) -> None:
+        """GIVEN both WHEN files rotate THEN they are gzips that the owner alone may read."""
+        config = LoggingConfig(
+            file_permissions="0600", compress_rotated_logs=True, max_log_size_mb=1, max_log_files=3
+        )
+        with configure(config, tmp_path, console=False) as session:
+            for number in range(4):
+                existing.info("%d %s", number, "x" * 600_000)
+
+        files = [path for path in tmp_path.iterdir() if path.name.startswith("run.")]
+        assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+        assert sum(path.name.endswith(".jsonl.gz") for path in files) == 3
+        found = [entry["message"][0] for entry in read_jsonl(session.directory.jsonl)]
+        assert found == ["0", "1", "2", "3"]
+
+    def test_one_file_per_process(self, tmp_path: Path, existing: logging.Logger) -> None:
+        """GIVEN it is asked for WHEN a child logs too THEN a reader of run.jsonl has both."""
+        with configure(LoggingConfig(one_file_per_process=True), tmp_path, console=False) as mine:
+            existing.info("parent")
+            pid = os.fork()
+            if pid == 0:
+                existing.info("child")
+                os._exit(0)
+            os.waitpid(pid, 0)
+
+        assert not mine.directory.jsonl.exists()
+        assert len(list(tmp_path.glob("run@*.jsonl"))) == 2
+        assert [e["message"] for e in read_jsonl(mine.directory.jsonl)] == ["parent", "child"]
+
+
+class TestRedaction:
+    """Secrets, by request; the rules are in test_redaction.py."""
+
+    @pytest.mark.parametrize("background", [False, True])
+    def test_no_file_of_the_run_has_a_secret(
+        self,
+        tmp_path: Path,
+        existing: logging.Logger,
+        background: bool,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """GIVEN redact_secrets WHEN secrets go in by every way THEN none comes out."""
+        config = LoggingConfig(
+            redact_secrets=True, redact_patterns=["p4t-[a-z]+"], background_writing=background
+        )
+        context = {"api_key": "s3cret-a"}
+        with configure(config, tmp_path, context=context), bound(password="s3cret-b"):
+            existing.info(
+                "token=s3cret0c1 and %s", "p4t-secret", extra={"auth": {"pwd": "s3cret-d"}}
+            )
+            metrics = MetricsLogger("x", tmp_path)
+            metrics.log_step(1, 0, {"loss": 1.0})
+            errors = ErrorTracker(existing, tmp_path)
+            errors.log_error(ValueError("https://u:s3cret-e@host/"), {"client_secret": "s3cret-f"})
+            recent = errors.get_recent_errors()
+            metrics.close()
+            errors.close()
+
+        written = "".join(path.read_text() for path in tmp_path.glob("*.*"))
+        shown = written + capsys.readouterr().err + repr(recent)
+        assert "s3cret" not in shown
+        assert "p4t-secret" not in shown
+        assert len(strict_lines(tmp_path / "metrics.jsonl")) == 1
+        assert "u:[redacted]@host" in shown
+        assert strict_lines(tmp_path / "run.jsonl")[0]["context"]["api_key"] == "[redacted]"
+
+    def test_the_command_in_run_info_has_none(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """GIVEN a key on the command line WHEN the run is described THEN it is blanked."""
+        monkeypatch.setattr(sys, "argv", ["train.py", "--api-key", "k3y-0f-mine", "--name", "a b"])
+        with configure(LoggingConfig(redact_secrets=True), tmp_path, console=False) as session:
+            pass
+
+        info = json.loads(session.directory.info.read_text())
+        assert info["argv"] == ["train.py", "--api-key", "[redacted]", "--name", "a b"]
+
+    def test_without_the_request_nothing_is_touched(
+        self, tmp_path: Path, existing: logging.Logger
+    ) -> None:
+        """GIVEN the defaults WHEN a secret is logged THEN it is as the caller gave it."""
+        with configure(LoggingConfig(), tmp_path, console=False) as session:
+            existing.info("hello", extra={"password": "x"})
+
+        assert strict_lines(session.directory.jsonl)[0]["context"] == {"password": "x"}
+
+
+class TestSignals:
+    """Preemption; the details are in test_signals.py."""
+
+    @pytest.mark.parametrize("background", [False, True])
+    def test_the_last_record_says_why_and_nothing_is_lost(
+        self, tmp_path: Path, background: bool
+    ) -> None:
+        """GIVEN handle_signals WHEN SIGTERM comes THEN all stands, and the process is killed."""
+        script = """
+import logging, os, signal, sys, time
+from foundry_log import ErrorTracker, LoggingConfig, MetricsLogger, configure
+config = LoggingConfig(background_writing=sys.argv[2] == "True")
+configure(config, sys.argv[1], console=False, handle_signals=True)
+log, metrics = logging.getLogger("train"), MetricsLogger("x", sys.argv[1])
+for step in range(500):
+    metrics.log_step(step, 0, {"loss": 1.0})
+ErrorTracker(log, sys.argv[1]).log_error(ValueError("x"))
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(60)
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path), str(background)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        lines = strict_lines(tmp_path / "run.jsonl")
+        assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
+        assert len(strict_lines(tmp_path / "metrics.jsonl")) == 500
+        assert len(strict_lines(tmp_path / "errors.jsonl")) == 1
+        assert [line["logger"] for line in lines[-2:]] == ["train", "foundry_log.signals"]
+        assert len(lines) == 502
+        assert lines[-1]["context"]["signal"] == "SIGTERM"
+
+    def test_close_gives_the_signals_back(self, tmp_path: Path) -> None:
+        """GIVEN a session that handles signals WHEN it is closed THEN all is as before."""
+        before = signal.getsignal(signal.SIGTERM)
+        session = configure(LoggingConfig(), tmp_path, console=False, handle_signals=True)
+        assert signal.getsignal(signal.SIGTERM) is not before
+        session.close()
+        session.close()
+
+        assert signal.getsignal(signal.SIGTERM) is before
+
+    def test_another_thread_is_refused_and_leaves_nothing(self, tmp_path: Path) -> None:
+        """GIVEN a thread WHEN it configures with signals THEN the error says where to."""
+        caught: list[str] = []
+
+        def run() -> None:
+            try:
+                configure(LoggingConfig(), tmp_path, console=False, handle_signals=True)
+            except ValueError as error:
+                caught.append(str(error))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+
+        assert "main thread" in caught[0]
 
 
 @pytest.mark.usefixtures("restored_root")
