@@ -164,7 +164,7 @@ class RedactingFilter(logging.Filter):
             clean = self.redactor.value(data)
             if clean is not data:
                 fields[EXCEPTION] = clean
-                fields["exc_text"] = record.exc_text or clean["traceback"].rstrip("\n")
+                fields["exc_text"] = record.exc_text or clean["traceback"]
                 fields["exc_info"] = None
         for name in ("exc_text", "stack_info"):
             if fields.get(name):

@@ -155,7 +155,7 @@ def exception_of(record: logging.LogRecord) -> dict[str, Any] | None:
     error = error_of(record)
     if error is None:
         return None
-    return {**exception_data(error), "traceback": traceback_text(error)}
+    return {**exception_data(error), "traceback": traceback_text(error).rstrip("\n")}
 
 
 def error_of(record: logging.LogRecord) -> BaseException | None:
@@ -206,7 +206,7 @@ def _keep_exception(record: logging.LogRecord, fields: dict[str, Any]) -> None:
     fields["exc_info"] = None
     if data is not None:
         fields[EXCEPTION] = data
-        fields["exc_text"] = record.exc_text or data["traceback"].rstrip("\n")
+        fields["exc_text"] = record.exc_text or data["traceback"]
 
 
 _TEXTS = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
@@ -13,13 +14,14 @@ from typing import Any
 
 from foundry_log.clock import timestamp
 from foundry_log.handlers.losses import CountsLosses
+from foundry_log.handlers.targets import Targets
 from foundry_log.records import detached
 
 OVERFLOWS = ("block", "drop_newest", "drop_oldest")
-_TELL_EVERY_S = 1.0
 _LOOK_EVERY_S = 1.0
+_FORK_WAITS_S = 1.0
 
-_open_handlers: weakref.WeakSet[BackgroundHandler] = weakref.WeakSet()
+_open_handlers: weakref.WeakValueDictionary[int, BackgroundHandler] = weakref.WeakValueDictionary()
 _at_exit: list[Callable[[], None]] = []  # registered, in this process or before its fork
 
 
@@ -30,29 +32,34 @@ class BackgroundHandler(CountsLosses):
     exception as data and text (see `foundry_log.records.detached`), so that nothing it does to its
     objects afterwards changes a line. Levels, filters and formatters of the handlers count as
     usual, on the thread. What a handler raises is counted in `losses` and ends nothing. A record
-    that one of the handlers logs while it works goes to the others at once.
+    that one of the handlers logs while it works goes to the others at once; where there is no
+    other, it counts as lost to `RecursionError`.
 
     A crash loses what is queued, `capacity` records at the most. The end of the program, of a
     `multiprocessing` worker, `flush` and `close` wait until the queue is written; a process that
-    ends by `os._exit` has to flush. The child of a fork starts with an empty queue and a thread of
-    its own. Thread-safe. Its handlers stay yours: it flushes them and closes none; a record that
-    comes after `close` is handed on by its caller.
+    ends by `os._exit` has to flush. A fork waits for the record that is at work, a second at the
+    most, so that the child inherits no half of it; the child starts with an empty queue and a
+    thread of its own. Thread-safe. Its handlers stay yours: it flushes them and closes none; a
+    record that comes after `close` is handed on by its caller.
 
     Args:
         handlers: handlers, or the names of handlers of the same configuration (in an ini file those
             listed before it).
-        capacity: records waiting at the most, 1 or more.
+        capacity: records waiting or at work at the most, 1 or more.
         overflow: what a record meets that finds the queue full. `block` waits for room,
-            `drop_newest` drops it, `drop_oldest` drops the one that waits longest. What is dropped
-            is counted by level in `dropped`, and a WARNING in the stream itself says so, once a
-            second at the most.
+            `drop_newest` drops it, `drop_oldest` drops the one that waits longest (with a capacity
+            of 1 none waits: the new one). What is dropped is counted by level in `dropped`, and a
+            WARNING in the stream itself says so, once a second at the most.
         flush_timeout_s: seconds that `flush`, `close` and the end of the program wait; what is not
-            written by then is counted in `losses` as `TimeoutError` when the handler is closed.
+            written by then is counted in `losses` as `TimeoutError` when the handler is closed, and
+            so is what comes later, as long as one of the handlers does not return.
 
     Raises:
         ValueError: a parameter is out of range, or a name is no handler's.
         TypeError: one of `handlers` is neither handler nor name.
     """
+
+    _tell_every_s = 1.0
 
     def __init__(
         self,
@@ -61,34 +68,40 @@ class BackgroundHandler(CountsLosses):
         overflow: str = "block",
         flush_timeout_s: float = 5.0,
     ) -> None:
-        super().__init__()
         if capacity < 1:
             raise ValueError(f"capacity={capacity} must be 1 or more records")
         if overflow not in OVERFLOWS:
             raise ValueError(f"overflow={overflow!r} is no rule; use one of {', '.join(OVERFLOWS)}")
         if not flush_timeout_s > 0:
             raise ValueError(f"flush_timeout_s={flush_timeout_s} must be above 0 seconds")
+        self._targets = Targets(handlers, self)
+        super().__init__()  # behind all that may fail: `logging` knows the handler from here on
         self.capacity = capacity
         self.overflow = overflow
         self.flush_timeout_s = flush_timeout_s
         self.dropped: Counter[str] = Counter()
         """Records that found no room, by level, since the handler was made."""
-        self._targets = _Targets(handlers)
         self._at_work = threading.local()
         self._closed = False
         self._start_empty()
-        _open_handlers.add(self)
+        _open_handlers[id(self)] = self
 
     def _start_empty(self) -> None:
         """Begin without records and thread: a new handler, or that of a forked child."""
         # Guards what follows. Re-entrant: a signal handler that logs may interrupt its owner.
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._queue: deque[logging.LogRecord] = deque()
         self._taken = 0  # records taken from the queue since the start
         self._done = 0  # of these, handled
-        self._is_waiting = False
+        self._is_waiting = False  # the thread, for a record
+        self._is_awaited = False  # the thread, by others
+        self._is_stuck = False  # the thread, beyond the deadline of an end
         self._untold = _Untold()
         self._worker: threading.Thread | None = None
+        self._worker_id: int | None = None
+        self._delivering = threading.Lock()  # held by the thread with a record, or by who forks
+        self._forking: int | None = None
 
     def createLock(self) -> None:
         """Have no lock of the handler: its thread must never wait for who closes it."""
@@ -103,23 +116,21 @@ class BackgroundHandler(CountsLosses):
 
     def handle(self, record: logging.LogRecord) -> Any:
         """Filter and queue the record."""
-        if self._worker is threading.current_thread():
-            passed = self.filter(record)
-            if passed:
-                self._deliver(passed if isinstance(passed, logging.LogRecord) else record)
-            return passed
-        return super().handle(record)
-
-    def _handle(self, record: logging.LogRecord) -> Any:
-        passed: Any = self.filter(record)
-        if passed:
-            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
-        return passed
+        if not self._is_worker():
+            return super().handle(record)
+        try:  # not by super: that counts who logs inside whom, and the target has begun already
+            return self._handle(record)
+        except Exception:
+            self._outlive(record)
+            return False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a copy of the record, unless no handler wants its level."""
+        if self._is_worker():  # one of the handlers logs
+            self._deliver(record)
+            return
         try:
-            if any(record.levelno >= handler.level for handler in self.handlers):
+            if any(_wants(handler, record) for handler in self.handlers):
                 copy = detached(record)
                 if not self._put(copy):
                     self._deliver(copy)
@@ -128,23 +139,24 @@ class BackgroundHandler(CountsLosses):
 
     def _put(self, record: logging.LogRecord) -> bool:
         """Queue the record, or drop one as the rule says; False where no thread will take it."""
-        with self._changed:
+        with self._lock:
             while True:
+                if self._is_stuck:
+                    self.losses["TimeoutError"] += 1
+                    return True
                 if self._closed or not self._has_worker():
                     return False
                 if self._taken - self._done + len(self._queue) < self.capacity:
                     break
                 if self.overflow == "block":
-                    self._changed.wait(_LOOK_EVERY_S)
-                elif self.overflow == "drop_newest":
+                    if self._forking == threading.get_ident():
+                        break  # a signal or hook inside a fork: the thread waits for this one
+                    self._wait(_LOOK_EVERY_S)
+                elif self.overflow == "drop_newest" or not self._queue:
                     self._drop(record)
                     return True
-                elif self._queue:
-                    self._drop(self._queue.popleft())
-                    self._taken += 1
-                    self._done += 1
                 else:
-                    self._changed.wait(_LOOK_EVERY_S)  # a capacity of one, and that is at work
+                    self._drop(self._queue.popleft())
             self._queue.append(record)
             if self._is_waiting:
                 self._changed.notify_all()
@@ -154,7 +166,15 @@ class BackgroundHandler(CountsLosses):
         self.dropped[str(record.levelname)] += 1
         self._untold.add(record)
 
+    def _wait(self, timeout_s: float) -> None:
+        """Wait for the thread to finish a record, or for the end."""
+        self._is_awaited = True
+        self._changed.wait(timeout_s)
+
     # --- the thread's side ---
+
+    def _is_worker(self) -> bool:
+        return self._worker_id == threading.get_ident()
 
     def _has_worker(self) -> bool:
         if self._worker is None:
@@ -169,45 +189,54 @@ class BackgroundHandler(CountsLosses):
         return True
 
     def _work(self) -> None:
-        while True:
-            record = self._next()
-            if record is None:
-                return
-            self._deliver(record)
-            with self._changed:
+        self._worker_id = threading.get_ident()
+        while (record := self._next()) is not None:
+            with self._delivering:
+                self._deliver(record)
+            del record  # it would live until the next one comes
+            with self._lock:
                 self._done += 1
-                self._changed.notify_all()
+                self._tell_those_who_wait()
+        with self._lock:
+            self._worker_id = None
+            self._is_stuck = False
+            self._tell_those_who_wait()
+
+    def _tell_those_who_wait(self) -> None:
+        if self._is_awaited:
+            self._is_awaited = False
+            self._changed.notify_all()
 
     def _next(self) -> logging.LogRecord | None:
         """Return the next record, waiting for one; None once closed and empty."""
-        while True:
-            with self._changed:
-                notice = self._untold.notice(self, is_last=self._closed and not self._queue)
-                if notice is None:
-                    if self._queue:
-                        self._taken += 1
-                        return self._queue.popleft()
-                    if self._closed:
-                        return None
-                    self._is_waiting = True
-                    self._changed.wait(_TELL_EVERY_S if self._untold.count else None)
-                    self._is_waiting = False
-                    continue
-            self._deliver(notice)
+        with self._lock:
+            while True:
+                record = self._untold.notice(self, is_last=self._closed and not self._queue)
+                if record is None and self._queue:
+                    record = self._queue.popleft()
+                if record is not None:
+                    self._taken += 1
+                    return record
+                if self._closed:
+                    return None
+                self._is_waiting = True
+                self._changed.wait(self._tell_every_s if self._untold.count else None)
+                self._is_waiting = False
 
     def _deliver(self, record: logging.LogRecord) -> None:
         at_work: list[logging.Handler] = self._at_work.__dict__.setdefault("handlers", [])
-        for handler in self.handlers:
-            if handler in at_work:
-                continue  # it has logged this itself
+        free = [handler for handler in self.handlers if handler not in at_work]
+        if not free:  # their only handlers have logged this themselves
+            self.losses["RecursionError"] += 1
+        for handler in free:
             at_work.append(handler)
             try:
-                if record.levelno >= handler.level:
+                if _wants(handler, record):
                     handler.handle(record)
             except Exception:
                 self._outlive(record)
             except BaseException:  # an exit would end the thread and nothing else
-                if self._worker is not threading.current_thread():
+                if not self._is_worker():
                     raise
                 self._outlive(record)
             finally:
@@ -216,49 +245,97 @@ class BackgroundHandler(CountsLosses):
     def _outlive(self, record: logging.LogRecord) -> None:
         try:
             self.handleError(record)
-        except Exception:
-            pass  # an override of somebody's that raises: the loss is counted, the thread goes on
+        except BaseException:
+            # An override of somebody's that raises: the loss is counted, the thread goes on.
+            if not self._is_worker():
+                raise
 
     # --- the end ---
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until what is queued now has been handled; return whether it has.
 
+        Called by one of the handlers, on the thread, it does not wait and returns False.
+
         Args:
             timeout_s: seconds to wait at the most.
         """
-        if self._worker is threading.current_thread():
+        if self._is_worker():
             return False
         deadline = time.monotonic() + timeout_s
-        with self._changed:
+        with self._lock:
             goal = self._taken + len(self._queue)
             while self._done < goal and self._worker is not None:
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    return False
-                self._changed.wait(left)
-        return True
+                    break
+                self._wait(left)
+            return self._done >= goal
 
     def flush(self) -> None:
-        """Wait until what is queued now is written, `flush_timeout_s` at the most."""
-        self.drain(self.flush_timeout_s)
+        """Wait until what is queued now is written, `flush_timeout_s` at the most.
+
+        Then flush the handlers, unless the time was up: one that does not return may hold its lock.
+        """
+        if not self.drain(self.flush_timeout_s) and not self._is_worker():
+            return
         for handler in self.handlers:
-            handler.flush()
+            try:
+                handler.flush()
+            except Exception:  # the others are flushed, and `logging.shutdown` goes on to `close`
+                self._outlive(logging.makeLogRecord({"msg": f"flush of {handler!r}"}))
 
     def close(self) -> None:
         """Write what is queued, end the thread, and report losses. Idempotent."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
             worker = self._worker
-        if worker is not None and worker is not threading.current_thread():
+        if worker is not None and not self._is_worker():
             worker.join(self.flush_timeout_s)
-            with self._changed:
-                if self._queue:
-                    self.losses["TimeoutError"] += len(self._queue)
-                    self._queue.clear()
-                self._worker = None
+            self._abandon(worker)
         super().close()
+
+    def _abandon(self, worker: threading.Thread) -> None:
+        """Wait no longer for the thread, and count what it has not written."""
+        with self._lock:
+            if self._worker is not worker:
+                return  # somebody else has closed
+            self._worker = None
+            self._closed = True
+            self._is_stuck = self._worker_id is not None
+            unwritten = len(self._queue) + self._taken - self._done
+            self._queue.clear()
+            if unwritten:
+                self.losses["TimeoutError"] += unwritten
+            self._changed.notify_all()
+
+    def _end_program(self) -> None:
+        worker = self._worker
+        if worker is not None and not self.drain(self.flush_timeout_s):
+            self._abandon(worker)
+            for handler in self.handlers:
+                _spare_shutdown(handler)
+        if _ends_abruptly():
+            self.close()
+
+    # --- fork ---
+
+    def _before_fork(self) -> None:
+        if not self._is_worker() and self._delivering.acquire(timeout=_FORK_WAITS_S):
+            self._forking = threading.get_ident()
+
+    def _after_fork_in_parent(self) -> None:
+        if self._forking == threading.get_ident():
+            self._forking = None
+            self._delivering.release()
+
+
+def _wants(handler: logging.Handler, record: logging.LogRecord) -> bool:
+    try:
+        return record.levelno >= handler.level
+    except TypeError:  # what a filter put there is no level
+        return True
 
 
 class _Untold:
@@ -278,7 +355,7 @@ class _Untold:
     def notice(self, handler: BackgroundHandler, is_last: bool) -> logging.LogRecord | None:
         """Return the record that says what was dropped, if there is some and it is time."""
         now = time.monotonic()
-        if not self.count or (now - self._told < _TELL_EVERY_S and not is_last):
+        if not self.count or (now - self._told < handler._tell_every_s and not is_last):
             return None
         by_level = dict(self.count)
         listed = ", ".join(f"{level}: {count}" for level, count in by_level.items())
@@ -303,59 +380,6 @@ class _Untold:
         return record
 
 
-class _Targets:
-    """The handlers, found by name where a configuration gave names.
-
-    `dictConfig` makes handlers in the order of their names, so those that are meant may not exist
-    yet. What it passes is a list that knows its configurator, and that has each handler in the end.
-    """
-
-    def __init__(self, given: Sequence[logging.Handler | str] | logging.Handler) -> None:
-        listed = [given] if isinstance(given, (logging.Handler, str)) else list(given)
-        if not listed:
-            raise ValueError("handlers is empty; name the handlers that are to write")
-        self._found: tuple[logging.Handler, ...] | None = None
-        self._listed = listed
-        configurator: Any = getattr(given, "configurator", None)
-        self._known: Any = configurator.config["handlers"] if configurator else None
-        for each in listed:
-            self._check(each)
-        if self._known is None:
-            self.resolved()
-
-    def resolved(self) -> tuple[logging.Handler, ...]:
-        if self._found is None:
-            self._found = tuple(self._of_name(each) for each in self._listed)
-            self._known = None
-        return self._found
-
-    def _check(self, each: Any) -> None:
-        if isinstance(each, logging.Handler):
-            return
-        if not isinstance(each, str):
-            raise TypeError(f"{each!r} is no handler; pass a logging.Handler or a handler's name")
-        if (each if self._known is None else self._known.get(each)) is None:
-            raise ValueError(
-                f"there is no handler {each!r}; this configuration has {', '.join(self._known)}"
-            )
-
-    def _of_name(self, each: logging.Handler | str) -> logging.Handler:
-        if isinstance(each, logging.Handler):
-            return each
-        found = _registered(each) if self._known is None else self._known[each]
-        if not isinstance(found, logging.Handler):
-            raise ValueError(  # noqa: TRY004 - the name is of the right type
-                f"there is no handler {each!r} yet; make it, and give it that name, before the "
-                "BackgroundHandler: in an ini file list it before"
-            )
-        return found
-
-
-def _registered(name: str) -> Any:
-    by_name: Any = getattr(logging, "getHandlerByName", None)  # Python 3.12
-    return by_name(name) if by_name else logging._handlers.get(name)  # type: ignore[attr-defined]
-
-
 def _drain_at_exit() -> None:
     """Have the queues written when the main thread ends, also that of a multiprocessing worker.
 
@@ -374,14 +398,51 @@ def _drain_at_exit() -> None:
 
 
 def _drain_all() -> None:
-    for handler in list(_open_handlers):
-        handler.drain(handler.flush_timeout_s)
+    for handler in _all_open():
+        handler._end_program()
+
+
+def _ends_abruptly() -> bool:
+    """Return whether no `logging.shutdown` is to come: in a worker of multiprocessing."""
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    return multiprocessing is not None and multiprocessing.parent_process() is not None
+
+
+def _spare_shutdown(handler: logging.Handler) -> None:
+    """Have `logging.shutdown` not wait for ever for the lock of a handler that does not return."""
+    lock: Any = handler.lock
+    if lock is None:
+        return
+    if lock.acquire(blocking=False):
+        lock.release()
+        return
+    listed: list[Any] = logging._handlerList  # type: ignore[attr-defined]
+    listed[:] = [reference for reference in listed if reference() is not handler]
+
+
+def _all_open() -> list[BackgroundHandler]:
+    """Return the handlers there are; one step, so that others may be made meanwhile."""
+    return [found for each in _open_handlers.valuerefs() if (found := each()) is not None]
+
+
+def _before_fork() -> None:
+    for handler in _all_open():
+        handler._before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for handler in _all_open():
+        handler._after_fork_in_parent()
 
 
 def _start_empty_after_fork() -> None:
-    for handler in list(_open_handlers):
+    for handler in _all_open():
         handler._start_empty()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_empty_after_fork)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_start_empty_after_fork,
+    )
