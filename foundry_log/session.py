@@ -54,11 +54,7 @@ class LoggingSession:
         root.setLevel(level)
 
     def _handle(self, signals: Collection[int]) -> None:
-        try:
-            self._watch = SignalWatch(flush=self.flush, signals=signals)
-        except ValueError:
-            self.close()
-            raise
+        self._watch = SignalWatch(flush=self.flush, signals=signals)
 
     def flush(self) -> None:
         """Flush every handler of the session."""
@@ -159,19 +155,25 @@ def configure(
         run = RunDirectory(Path(directory))
     data = settings.to_dict_config(run.path, context={**fields, **(context or {})}, console=console)
     session = LoggingSession(run, _handlers(data), data["root"]["level"])
-    if handle_signals:
-        session._handle(DEFAULT_SIGNALS if handle_signals is True else handle_signals)
     try:
-        write_run_info(run, (config or settings).model_dump(mode="json"), _redactor(settings))
-    except OSError as error:
-        _log.warning("%s could not be written: %s", run.info, error)
+        if handle_signals:
+            session._handle(DEFAULT_SIGNALS if handle_signals is True else handle_signals)
+        _describe(run, config or settings)
+    except BaseException:
+        session.close()
+        raise
     return session
 
 
-def _redactor(settings: LoggingConfig) -> Redactor | None:
-    if not settings.redact_secrets:
-        return None
-    return Redactor(settings.redact_keys, settings.redact_patterns)
+def _describe(run: RunDirectory, config: LoggingConfig | ExperimentConfig) -> None:
+    settings = config.logging if isinstance(config, ExperimentConfig) else config
+    redactor = None
+    if settings.redact_secrets:
+        redactor = Redactor(settings.redact_keys, settings.redact_patterns)
+    try:
+        write_run_info(run, config.model_dump(mode="json"), redactor)
+    except OSError as error:
+        _log.warning("%s could not be written: %s", run.info, error)
 
 
 def _handlers(data: dict[str, Any]) -> list[logging.Handler]:
