@@ -117,6 +117,9 @@ class LoggingConfig(Section):
     """Size in MiB (2^20 bytes) at which a file is rotated."""
     compress_rotated_logs: bool = False
     """Replace rotated log files by their gzip, on a thread of its own."""
+    after_rotation: str | None = None
+    """Dotted name of a function that is called with the path of each rotated log file, on a thread
+    of its own and at least once."""
     file_permissions: Permissions = 0o640
     """Of new log files, before the umask: a number, or octal text such as "0640"."""
     one_file_per_process: bool | None = None

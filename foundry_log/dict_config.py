@@ -23,6 +23,7 @@ class LoggingSettings(Protocol):
     max_log_files: int
     max_log_size_mb: int
     compress_rotated_logs: bool
+    after_rotation: str | None
     one_file_per_process: bool | None
     file_permissions: int
     background_writing: bool
@@ -93,6 +94,7 @@ def _file_handler(settings: LoggingSettings, path: str, formatter: str) -> dict[
         "backupCount": settings.max_log_files,
         "stable_names": True,
         "compress": settings.compress_rotated_logs,
+        "after_rotation": settings.after_rotation,
         "per_process": settings.one_file_per_process,
         "permissions": settings.file_permissions,
         "delay": True,  # a directory that cannot be written costs a report, not the program's start

@@ -32,6 +32,8 @@ CONTEXT = "foundry_context"
 TEXT = "foundry_text"
 ENTRY = "foundry_entry"
 EXCEPTION = "foundry_exception"
+KEPT = "_foundry_kept"
+"""Marks a record that no queue drops."""
 
 _PLAIN_ENTRY = "_foundry_plain_entry"
 

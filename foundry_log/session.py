@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Collection, Mapping
 from logging.config import DictConfigurator
 from pathlib import Path
@@ -55,6 +56,18 @@ class LoggingSession:
 
     def _handle(self, signals: Collection[int]) -> None:
         self._watch = SignalWatch(flush=self.flush, signals=signals)
+
+    @property
+    def losses(self) -> Counter[str]:
+        """Records that could not be written, by cause; of a queue, those dropped for want of room.
+
+        A record counts once for each handler that lost it.
+        """
+        lost: Counter[str] = Counter()
+        for handler in {*self.handlers, *_writers(self.handlers)}:
+            lost.update(getattr(handler, "losses", {}))
+            lost["dropped"] += sum(getattr(handler, "dropped", {}).values())
+        return +lost
 
     def flush(self) -> None:
         """Flush every handler of the session."""

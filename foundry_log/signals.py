@@ -31,12 +31,14 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 from typing import Any
 
 from foundry_log.clock import timestamp
+from foundry_log.context import bound, bound_fields
 from foundry_log.files import append_file
+from foundry_log.records import KEPT
 
 DEFAULT_SIGNALS: tuple[signal.Signals, ...] = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGXCPU") if hasattr(signal, name)
@@ -47,6 +49,7 @@ _NUMBERS = 64  # a byte on the pipe is a signal's number, 1 to 64, and a multipl
 _WOKEN, _RAN, _DONE = 0, 1, 2
 _END = 0
 _TICK_S = 0.01
+_MAIN_COMES_S = 0.05
 
 _log = logging.getLogger(__name__)
 
@@ -55,10 +58,11 @@ class SignalWatch:
     """Makes records safe before a signal takes effect; watches from construction until `close`.
 
     At a signal a WARNING goes to the logger `foundry_log.signals` (its context: `signal`,
-    `signal_number`, `received`, `pid`, `next` and `deadline_s`), `flush` is called, and the files
-    of this package are synced to their devices. Then the handler of before is called in the main
-    thread, or the default action ends the process with the exit status of that signal. The main
-    thread goes on meanwhile; more of the same signal until then change nothing.
+    `signal_number`, `received`, `pid`, `next` and `deadline_s`, and the scopes around the main
+    thread), `flush` is called, and the files of this package are synced to their devices. Then the
+    handler of before is called in the main thread, or the default action ends the process with the
+    exit status of that signal. The main thread goes on meanwhile, and may log behind that record;
+    more of the same signal until then change nothing.
 
     A signal that is ignored (`nohup`) or handled by other than Python code is left alone. The child
     of a fork is not watched: its signals act as before. A handler installed later takes our place;
@@ -95,6 +99,7 @@ class SignalWatch:
         self._previous = _watchable(numbers)
         self._handler = self._handle  # one object, to be recognised by identity
         self._due: set[int] = set()
+        self._scopes: Mapping[str, Any] = {}  # around the main thread, at the latest signal
         self._is_passing = False  # the handler acts at once: when closing, closed, or forked
         self._is_closed = False
         # The watcher's own:
@@ -136,6 +141,7 @@ class SignalWatch:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Tell the watcher, or act if the time has come; takes no lock, as any may be held here."""
         if not self._is_passing:
+            self._scopes = bound_fields()
             is_due = number in self._due
             if self._is_installed(number):
                 # Whatever an action raises inside a hook of a fork would be swallowed there.
@@ -219,6 +225,8 @@ class SignalWatch:
     def _serve(self, number: int) -> None:
         """Drain, then have the action run in the main thread."""
         self._done.discard(number)
+        if number not in self._ran:
+            self._read(_MAIN_COMES_S)  # most of the time with the scopes of the main thread
         try:
             self._drain(number, self._arrivals.pop(number))
         except RuntimeError:
@@ -281,8 +289,10 @@ class SignalWatch:
             "pid": os.getpid(),
             "next": action,
             "deadline_s": self._deadline_s,
+            KEPT: True,
         }
-        _log.warning("%s received: flushing, then %s", name, action, extra=context)
+        with bound(**self._scopes):
+            _log.warning("%s received: flushing, then %s", name, action, extra=context)
 
 
 def is_free() -> bool:

@@ -21,6 +21,7 @@ _LOOKS = 20
 _LOOKS_FOR_ONE = 2
 
 Identity = tuple[int, int]
+_COMPRESSED = compressed_name("")
 
 
 class Part(NamedTuple):
@@ -39,7 +40,13 @@ class Part(NamedTuple):
 
 
 def histories(path: str, rotated: bool, files: ExitStack) -> dict[str, list[Part]]:
-    """Return the files behind `path` and behind each file of a single process, by live name."""
+    """Return the files behind `path` and behind each file of a single process, by live name.
+
+    A compressed file is read alone: it is one of the rotated files.
+    """
+    if _is_gzip(path):
+        status, name = os.stat(path), path.removesuffix(_COMPRESSED)
+        return {path: [Part(name, _identity(status), status.st_size, None, is_compressed=True)]}
     return {live: _parts(live, rotated, files) for live in [path, *process_files(path)]}
 
 
@@ -126,6 +133,14 @@ def _stamped(name: str) -> Part | None:
     return None
 
 
+def _is_gzip(path: str) -> bool:
+    """Whether it is a compressed file and not a live one of such a name."""
+    if not path.endswith(_COMPRESSED) or not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
 def _identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino
 
@@ -158,6 +173,5 @@ def _older(path: str, held: dict[Identity, Part], files: ExitStack) -> Iterator[
 
 def _plain(name: str, path: str) -> str:
     """Return the stamped name of a rotated file of `path` that may be compressed."""
-    compressed_suffix = compressed_name(os.path.splitext(path)[1])
-    is_compressed = name.endswith(compressed_suffix)
-    return name[: -len(compressed_name(""))] if is_compressed else name
+    is_compressed = name.endswith(os.path.splitext(path)[1] + _COMPRESSED)
+    return name.removesuffix(_COMPRESSED) if is_compressed else name

@@ -15,7 +15,7 @@ from typing import Any
 from foundry_log.clock import timestamp
 from foundry_log.handlers.losses import CountsLosses
 from foundry_log.handlers.targets import Targets
-from foundry_log.records import detached
+from foundry_log.records import KEPT, detached
 
 OVERFLOWS = ("block", "drop_newest", "drop_oldest")
 _LOOK_EVERY_S = 1.0
@@ -48,8 +48,9 @@ class BackgroundHandler(CountsLosses):
         capacity: records waiting or at work at the most, 1 or more.
         overflow: what a record meets that finds the queue full. `block` waits for room,
             `drop_newest` drops it, `drop_oldest` drops the one that waits longest (with a capacity
-            of 1 none waits: the new one). What is dropped is counted by level in `dropped`, and a
-            WARNING in the stream itself says so, once a second at the most.
+            of 1 none waits: the new one), whatever their levels; the record of a signal is always
+            taken. What is dropped is counted by level in `dropped`, and a WARNING in the stream
+            itself says so, once a second at the most and at each flush.
         flush_timeout_s: seconds that `flush`, `close` and the end of the program wait; what is not
             written by then is counted in `losses` as `TimeoutError` when the handler is closed, and
             so is what comes later, as long as one of the handlers does not return.
@@ -146,21 +147,29 @@ class BackgroundHandler(CountsLosses):
                     return True
                 if self._closed or not self._has_worker():
                     return False
-                if self._taken - self._done + len(self._queue) < self.capacity:
+                has_room = self._taken - self._done + len(self._queue) < self.capacity
+                if has_room or KEPT in record.__dict__:
                     break
                 if self.overflow == "block":
                     if self._forking == threading.get_ident():
                         break  # a signal or hook inside a fork: the thread waits for this one
                     self._wait(_LOOK_EVERY_S)
-                elif self.overflow == "drop_newest" or not self._queue:
+                elif not (self.overflow == "drop_oldest" and self._drop_oldest()):
                     self._drop(record)
                     return True
-                else:
-                    self._drop(self._queue.popleft())
             self._queue.append(record)
             if self._is_waiting:
                 self._changed.notify_all()
         return True
+
+    def _drop_oldest(self) -> bool:
+        """Drop the record that waits longest; False where none may be dropped."""
+        for position, record in enumerate(self._queue):
+            if KEPT not in record.__dict__:
+                del self._queue[position]
+                self._drop(record)
+                return True
+        return False
 
     def _drop(self, record: logging.LogRecord) -> None:
         self.dropped[str(record.levelname)] += 1
@@ -265,6 +274,10 @@ class BackgroundHandler(CountsLosses):
         deadline = time.monotonic() + timeout_s
         with self._lock:
             goal = self._taken + len(self._queue)
+            if self._untold.count:
+                self._untold.hurry()
+                goal += 1
+                self._changed.notify_all()
             while self._done < goal and self._worker is not None:
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -351,6 +364,10 @@ class _Untold:
             self._first = record.created
         self._last = record.created
         self.count[str(record.levelname)] += 1
+
+    def hurry(self) -> None:
+        """Have the next notice come at once."""
+        self._told = float("-inf")
 
     def notice(self, handler: BackgroundHandler, is_last: bool) -> logging.LogRecord | None:
         """Return the record that says what was dropped, if there is some and it is time."""

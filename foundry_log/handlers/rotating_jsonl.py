@@ -76,7 +76,9 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         after_rotation: called with the path of each rotated file that nobody writes any more,
             compressed if it is to be: a function, or its dotted name. On the same thread, in one of
             the processes, and again where it raised or was killed: at least once. Until then the
-            file is not removed. Needs `stable_names`, and the same in every process.
+            file is not removed. Closing waits five seconds for what is under way; the rest is done
+            by the next process that opens the file. Needs `stable_names`, and the same in every
+            process.
         per_process: give this process a file of its own; None does where the file system asks for
             it, False nowhere: where you know that one process writes.
         permissions: of new files, before the umask.
@@ -318,8 +320,11 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
             self._name_for_process()
         self._file.open()
         self._set_due()
+        self._finish_marked()  # what a process that was killed has left
+
+    def _finish_marked(self) -> None:
         if self._finisher is not None and filenames.marked_files(self.baseFilename):
-            self._finisher.start()  # what a process that was killed has left
+            self._finisher.start()
 
     def _name_for_process(self) -> None:
         """Take the file's name; where several processes cannot share it, one of this process."""
@@ -372,6 +377,7 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         finally:
             self.release()
         if self._finisher is not None:
+            self._finish_marked()  # also those that this process had open until now
             self._finisher.close(_FINISH_WITHIN_S)
         super().close()
 

@@ -35,6 +35,7 @@ from foundry_log import (
 from foundry_log.formatters import ConsoleFormatter, PlainFormatter
 from foundry_log.handlers import background
 from foundry_log.jsonl import read_jsonl
+from foundry_log.records import KEPT
 
 pytestmark = pytest.mark.unit
 
@@ -358,21 +359,61 @@ def test_the_stream_says_what_was_dropped(make: Make) -> None:
     }
 
 
-def test_drops_are_told_at_intervals_and_at_close(make: Make) -> None:
-    """A second drop within the interval waits; close tells the rest."""
+def idle(handler: BackgroundHandler) -> bool:
+    """Whether the thread waits for a record."""
+    with handler._lock:
+        return handler._is_waiting and not handler._queue
+
+
+def test_drops_are_told_at_intervals_at_a_flush_and_at_close(make: Make) -> None:
+    """A second drop within the interval waits for one of the others."""
     target = Recorder()
     handler = make(target, capacity=1, overflow="drop_newest")
     handler._tell_every_s = 3600.0
-    for _ in range(3):
+
+    def drop_one() -> None:
         shut(target, handler)
         log(handler, "dropped")
         target.gate.set()
-        assert handler.drain(DEADLINE_S)
-    told = [notice.__dict__["dropped"] for notice in target.notices]
-    assert told == [{"INFO": 1}]
+        deadline = time.monotonic() + DEADLINE_S
+        while not idle(handler):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
 
+    def told() -> list[int]:
+        return [notice.__dict__["dropped"]["INFO"] for notice in target.notices]
+
+    for _ in range(3):
+        drop_one()
+    assert told() == [1]
+    handler.flush()
+    assert told() == [1, 2]
+    drop_one()
+    assert told() == [1, 2]
     handler.close()
-    assert [notice.__dict__["dropped"] for notice in target.notices] == [{"INFO": 1}, {"INFO": 2}]
+    assert told() == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("overflow", "others"),
+    [("block", ["one", "two"]), ("drop_newest", ["one", "two"]), ("drop_oldest", ["five"])],
+)
+def test_a_record_that_is_kept_finds_room_and_stays(
+    make: Make, overflow: str, others: list[str]
+) -> None:
+    """As that of a signal; the others are dropped round it."""
+    target = Recorder()
+    handler = make(target, capacity=3, overflow=overflow)
+    shut(target, handler)
+    log(handler, "one", "two")
+    log(handler, "why", **{KEPT: True})
+    if overflow != "block":
+        log(handler, "three", "four", "five")
+    target.gate.set()
+    assert handler.drain(DEADLINE_S)
+    assert sorted(target.messages) == sorted(["first", "why", *others])
+    logged = 4 if overflow == "block" else 7
+    assert handler.dropped.total() == logged - len(target.messages)
 
 
 def test_drops_are_told_although_nothing_more_is_logged(make: Make) -> None:

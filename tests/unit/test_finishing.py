@@ -330,6 +330,20 @@ def test_the_next_process_finishes_what_a_killed_one_has_left(path: Path) -> Non
     assert len(told) == 2
 
 
+def test_closing_finishes_what_others_rotated_while_this_process_was_idle(path: Path) -> None:
+    """It had the file open until then; nobody may come after it."""
+    idle = RotatingJsonlHandler(path, maxBytes=1, stable_names=True, compress=True)
+    log(idle, 1)
+    pid = os.fork()
+    if pid == 0:
+        log(idle, 2, 3)
+        os._exit(0)  # as a worker does, without closing
+    os.waitpid(pid, 0)
+    idle.close()
+    assert [name.endswith(".gz") for name in filenames.rotated_files(str(path))] == [True, True]
+    assert not hidden(path)
+
+
 def test_a_forked_child_has_a_thread_of_its_own(path: Path) -> None:
     """The parent's does not exist there, and its lock on a file is not inherited."""
     handler = RotatingJsonlHandler(path, maxBytes=1, stable_names=True, compress=True)

@@ -743,3 +743,15 @@ def test_a_live_file_that_is_rotated_and_compressed_under_a_reader_is_met_once(p
     finally:
         thread.join(60)
     assert gone_on + advanced(cursor) == list(range(2_000))
+
+
+def test_a_compressed_file_is_read_by_its_own_name(path: Path) -> None:
+    """As it was handed on, elsewhere or here; the live file beside it is another."""
+    path.write_bytes(b'{"n":3}\n')
+    handed_on = path.with_name("run.jsonl.gz")
+    handed_on.write_bytes(gzip.compress(b'{"n":1}\n{"n":2}\n'))
+    assert [entry["n"] for entry in read_jsonl(handed_on)] == [1, 2]
+    assert [entry["n"] for entry in tail_jsonl(handed_on, 1)] == [2]
+    text = path.with_name("text.gz")
+    text.write_bytes(b'{"n":4}\n')
+    assert [entry["n"] for entry in read_jsonl(text)] == [4]

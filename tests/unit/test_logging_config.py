@@ -28,6 +28,7 @@ class TestLoggingConfigDefaults:
             "max_log_files": 10,
             "max_log_size_mb": 100,
             "compress_rotated_logs": False,
+            "after_rotation": None,
             "file_permissions": 0o640,
             "one_file_per_process": None,
             "background_writing": False,

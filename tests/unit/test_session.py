@@ -409,6 +409,28 @@ class TestFiles:
         found = [entry["message"][0] for entry in read_jsonl(session.directory.jsonl)]
         assert found == ["0", "1", "2", "3"]
 
+    def test_a_function_is_told_of_rotated_files(
+        self, tmp_path: Path, existing: logging.Logger
+    ) -> None:
+        """GIVEN its dotted name WHEN files rotate THEN it gets each; here it removes them."""
+        config = LoggingConfig(after_rotation="os.remove", max_log_size_mb=1)
+        with configure(config, tmp_path, console=False):
+            for number in range(4):
+                existing.info("%d %s", number, "x" * 600_000)
+
+        assert sorted(path.name for path in tmp_path.glob("run.*")) == ["run.jsonl", "run.log"]
+
+    def test_losses_are_those_of_all_handlers(
+        self, tmp_path: Path, existing: logging.Logger
+    ) -> None:
+        """GIVEN a queue and files that cannot be made WHEN records come THEN each loss counts."""
+        (tmp_path / "run.jsonl").mkdir()
+        with configure(LoggingConfig(background_writing=True), tmp_path, console=False) as session:
+            existing.info("one")
+            existing.info("two")
+            session.flush()
+            assert session.losses == {"IsADirectoryError EISDIR": 2}
+
     def test_one_file_per_process(self, tmp_path: Path, existing: logging.Logger) -> None:
         """GIVEN it is asked for WHEN a child logs too THEN a reader of run.jsonl has both."""
         with configure(LoggingConfig(one_file_per_process=True), tmp_path, console=False) as mine:
@@ -515,6 +537,42 @@ time.sleep(60)
         assert [line["logger"] for line in lines[-2:]] == ["train", "foundry_log.signals"]
         assert len(lines) == 502
         assert lines[-1]["context"]["signal"] == "SIGTERM"
+
+    @pytest.mark.parametrize("rule", ["block", "drop_newest", "drop_oldest"])
+    def test_a_flooded_queue_still_says_why_and_how_much_was_dropped(
+        self, tmp_path: Path, rule: str
+    ) -> None:
+        """GIVEN a queue that overflows WHEN SIGTERM comes THEN all records are accounted for."""
+        script = """
+import logging, os, signal, sys, time
+from foundry_log import LoggingConfig, bound, configure
+config = LoggingConfig(
+    background_writing=True, background_queue_size=20, background_overflow=sys.argv[2]
+)
+configure(config, sys.argv[1], console=False, handle_signals=True)
+with bound(run_id="r7"):
+    for number in range(5000):
+        logging.info("flood %d", number)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path), rule],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        lines = strict_lines(tmp_path / "run.jsonl")
+        floods = [line for line in lines if line["message"].startswith("flood")]
+        (last,) = [line for line in lines if line["logger"] == "foundry_log.signals"]
+        dropped = [
+            line["context"]["dropped"]["INFO"] for line in lines if "dropped" in line["context"]
+        ]
+        assert done.returncode == -signal.SIGTERM
+        assert len(floods) + sum(dropped) == 5000
+        assert bool(dropped) == (rule != "block")
+        assert last["context"]["run_id"] == "r7"
 
     def test_close_gives_the_signals_back(self, tmp_path: Path) -> None:
         """GIVEN a session that handles signals WHEN it is closed THEN all is as before."""
