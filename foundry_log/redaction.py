@@ -7,7 +7,21 @@ under any name. In text a name counts where it is assigned to: `password=…`, `
 
 People who train language models log tokens that are words. So `token` is a secret's name only where
 what is around it says so: `hf_token` always, `pad_token` never, `my_token` when its value looks
-like a credential; and in text a bare `token: the` stays, `token=8fK2…` does not.
+like a credential; and in text a bare `token: the` stays, `token=8fK2…` does not. A `pass` is
+a password too, unless its value is a number or its name that of a phase: `forward_pass`.
+
+A bare value ends where its surroundings say so, and in doubt later, so that no tail of a secret
+stays: at white space; at a quote that was opened before the name in its line; at `;` before white
+space or another `name=`; and at `,` or `&` before another `name=`, where the name stands in such a
+list itself. At its end commas, and brackets that were opened before, count as surroundings, three
+characters at most.
+
+What stays open: secrets that contain such an end themselves, or white space without quotes; bare
+ones that begin with a quote, `=`, `:` or `//`; raw quotes and `<>` in URLs; a `pass` of digits
+only; those that look like code or a word that says there is none (`password=get(x)`,
+`password=missing`), like a port (`://host:80/…@`) or a directory (`PWD=/a/b`); several values under
+one name in text (`passwords=['a', 'b']`); XML attributes, elements with elements in them; `-u
+user:password` of programs other than curl, or as a list; a secret with no name and no known format.
 
 Every expression is bounded or cannot fail once it has begun, so time grows with the length of the
 text and no faster. All of this is safe from any thread.
@@ -34,6 +48,7 @@ class Kind(enum.Enum):
     HARMLESS = enum.auto()
     ANY = enum.auto()  # secret, numbers too: a password
     PWD = enum.auto()  # a password, or the working directory
+    PASS = enum.auto()  # a password, or the pass of a loop, with its number or phase
     TEXT = enum.auto()  # secret unless a number: `passwords` may be a count
     AUTH = enum.auto()  # the same; in text only what looks like a credential
     BARE = enum.auto()  # secret unless it is evidently words: `token`, `signature`
@@ -69,6 +84,13 @@ _MODEL_WORDS = _listing(
     additional audio begin bos cls current decoder draft end eos extra first generated image
     last mask new next pad padding per predicted prefix prev previous prompt sampled sep special
     start stop suffix target unk video
+    """
+)
+_PHASES = _listing(
+    """
+    backward band bwd data decode each ema eval evaluation final first forward full fwd high
+    inference last low main next one only per post pre prefill preprocessing previous second single
+    test third train training two val valid validation warmup
     """
 )
 _SIGNATURE_OWNERS = _listing("access amz goog hmac hub jwt request sas webhook x")
@@ -126,6 +148,8 @@ def _kind_of_last(word: str, before: str) -> Kind:
         return _kind_of_token(before)
     if word == "pwd":
         return Kind.PWD
+    if word == "pass":
+        return Kind.HARMLESS if before in _PHASES else Kind.PASS
     if word in ("auth", "oauth", "jwt"):
         return Kind.AUTH
     if word == "tokens" and before in _TOKEN_GROUPS:
@@ -150,20 +174,24 @@ def _kind_of_token(before: str) -> Kind:
 _CREDENTIAL = re.compile(r"[\w\-.~+/=%:|!*$^]+", re.ASCII)
 _QUANTITY = re.compile(r"[+-]?[\d.,:_]+(?:[eE][+-]?\d+)?[A-Za-z%/]{0,9}")
 _DIRECTORY = re.compile(r"(?:/[\w.@+-]+){2,}/?|/")
-_PLACEHOLDER = re.compile(r"\*+|x{3,}|%s|%\(\w+\)s|\$[A-Z][A-Z0-9_]*|\$?\{.*\}|<.*>")
+_PLACEHOLDER = re.compile(
+    r"\*+|x{3,}|%s|%\(\w+\)s|\$[A-Z][A-Z0-9_]*|\$\{\w*\}|\{(?:[^\d{}]*|\d)\}|<[^\d<>]*>|[)\]},>]{1,3}"
+)
 _PROSE = _listing(
     """
-    a an and any argument auth authentication basic bearer bytes cannot digest disabled does
+    a an and any argument auth authentication basic bearer bytes cannot digest disabled does done
     empty enabled expired failed false field flag for found from has if in incorrect int invalid
-    is it loaded missing must negotiate no none not null of ok on option optional or read
+    is it loaded missing must negotiate no none not null of ok on option optional or passed read
     required reset secretstr set stored str string the to token too true unknown unset using
     valid was will with wrong yes
     """
 )
+_CALL = re.compile(r"(?:[A-Za-z_][A-Za-z_.]*)?[(\[{]\D*")
 _OBJECTS = ("self.", "cls.", "os.", "args.", "config.", "cfg.", "settings.", "env.", "environ.")
 _NUMBERS = frozenset({int, float, bool, type(None)})
 _STRINGS = frozenset({str})
 _MAX_CODE = 100
+_STRONG = (Kind.ANY, Kind.PWD, Kind.TEXT, Kind.PASS)
 
 
 def looks_like_credential(text: str, least: int) -> bool:
@@ -185,12 +213,19 @@ def _is_secret_text(kind: Kind, text: str) -> bool:
         return text.isascii() and text[0] not in "<[(" and not any(map(str.isspace, text))
     if kind is Kind.PWD:
         return _DIRECTORY.fullmatch(text) is None
+    if kind is Kind.PASS:
+        is_number = _QUANTITY.fullmatch(text) or not any(map(str.isalpha, text))
+        return not is_number and text.lower() not in _PROSE | _PHASES
     return kind is not Kind.HARMLESS
 
 
 def _is_code(value: str, name: str) -> bool:
-    """Whether it is an expression of a traceback's source line: `self.token`, `password`."""
-    return value.startswith(_OBJECTS) or value.rpartition(".")[2].lower() == name.lower()
+    """Whether it is an expression of a traceback's source line: `self.token`, `get_key()`."""
+    return (
+        value.startswith(_OBJECTS)
+        or value.rpartition(".")[2].lower() == name.lower()
+        or _CALL.fullmatch(value) is not None
+    )
 
 
 # --- formats --------------------------------------------------------------------------------------
@@ -215,17 +250,33 @@ _PEM = re.compile(
     r"(?=(?:\s|\\[nr]){0,8}(?:[A-Za-z0-9+/=]{16}|Proc-Type|Version|Comment))"
     r"(?P<secret>(?:[^-]|-(?!----))*)"
 )
-_URL = re.compile(r"://[^\s/:@\"'<>?#]{0,256}:(?P<secret>[^\s/\"'<>?#]{1,512})@")
+# Passwords may hold all that a URL should quote, up to the last `@`; a port is none.
+_URL = re.compile(
+    r"(?<!file)://[^\s/:@\"'<>?#\[]{0,256}:"
+    r"(?!(?:\d{1,5}|\$?\{[\w.]*\}|%[sd])(?:[/?#\s\"'<>,;)\]}\\]|$))"
+    r"(?P<secret>[^\s\"'<>]{0,512}(?:[\"'<>](?=\w)[^\s\"'<>]{0,256}){0,4})@"
+)
+_CURL = re.compile(
+    r"curl[ \t](?:[^\n;|]{0,400}?[ \t])??(?:-u|-U|--user|--proxy-user)[ \t=]{0,3}"
+    r"(?P<quote>[\"'])?[^\s:\"']{0,64}:(?P<secret>(?(quote)(?:(?!(?P=quote))[^\n])+|\S+))",
+)
+_PAIR = re.compile(
+    r"auth(?:(?<=basicauth)|(?<=digestauth)|[\"']?[ \t]{0,3}[:=][ \t]{0,3}\w{0,40})[(\[]"
+    r"[ \t]{0,3}(?:\"[^\"\n]{0,256}\"|'[^'\n]{0,256}'),[ \t]{0,3}"
+    r"(?:\"(?P<secret>(?:[^\"\\\n]|\\.)+)|'(?P<rest>(?:[^'\\\n]|\\.)+))",
+    re.IGNORECASE,
+)
 _SLACK_HOOK = re.compile(r"hooks\.slack\.com/services/(?P<secret>[\w/]{16,})", re.ASCII)
 _HEADER = re.compile(
-    r"authorization\\{0,3}[\"']?[ \t]{0,3}[:=,][ \t]{0,3}\\{0,3}[\"']?"
-    r"(?:(?:bearer|basic|token|apikey|negotiate)[ \t]{1,3}(?P<secret>[^\s\"',;\\]{2,})"
+    r"authorization\\{0,3}[\"']?[ \t]{0,3}[:=,][ \t]{0,3}(?P<quote>\\{0,3}[\"'])?"
+    r"(?:(?(quote)|(?!))(?:bearer|basic|token|apikey|negotiate)[ \t]{1,3}"
+    r"(?P<secret>[^\s\"',;\\]{2,})"
     r"|(?:digest|aws4-hmac-sha256|sharedaccesssignature)[ \t]{1,3}(?P<rest>[^\n]+))",
     re.IGNORECASE,
 )
 _COOKIE = re.compile(
     r"cookie\\{0,3}[\"']?[ \t]{0,3}:[ \t]{0,3}\\{0,3}[\"']?"
-    r"(?P<secret>[\w.-]{1,64}=[^\n\"'\\]+)",
+    r"(?P<secret>[\w.-]{1,64}=(?:[^\n\"'\\]|(?<==)\"[^\"\n]{0,4096}\")+)",
     re.IGNORECASE | re.ASCII,
 )
 _SCHEME = re.compile(
@@ -245,16 +296,26 @@ def _is_scheme_secret(found: re.Match[str]) -> bool:
         return False
 
 
+def _is_pair_secret(found: re.Match[str]) -> bool:
+    """Whether the second of two texts is a password: `auth: ["basic", "digest"]` has none."""
+    return (found["secret"] or found["rest"]).lower() not in _PROSE
+
+
 def _always(found: re.Match[str]) -> bool:
     return True
 
 
-_RULES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], bool]], ...] = (
+Rule = tuple[re.Pattern[str], Callable[[re.Match[str]], bool]]
+_RULES: tuple[Rule, ...] = (
     (_PEM, _always),
     (_URL, _always),
     (_SLACK_HOOK, _always),
+    (_CURL, _always),
+    (_PAIR, _is_pair_secret),
     (_HEADER, _always),
     (_COOKIE, _always),
+)
+_RULES_BEHIND: tuple[Rule, ...] = (  # they know less of where a secret ends than its name does
     (_SCHEME, _is_scheme_secret),
     (_FORMATS, _always),
 )
@@ -274,11 +335,33 @@ _VALUE = re.compile(
     r"|\\{1,3}[\"'](?P<escaped>[^\"'\\\n]+)"
     r"|(?P<bare>[^\s\"'\\,;&<>(){}\[\]`]+))"
 )
+_ELEMENT = re.compile(
+    r"<(?P<name>[A-Za-z][\w:.-]{0,63})(?:[ \t][^<>\n]{0,200})?>(?=[^<]{1,4096}</)", re.ASCII
+)
+_CONTENT = re.compile(r"\s*(?P<content>[^\s<][^<]*)")
+_WHOLE = re.compile(
+    r"[ \t]{0,3}(?:(?:bearer|basic|token|apikey|negotiate)[ \t]{1,3})?(?P<bare>(?![\"'])\S)",
+    re.IGNORECASE,
+)
+_NEXT_NAME = r"(?=[\w.%-]{1,40}=)"
+_ENDS = re.compile(
+    rf"\s|;(?=\s|[\w .-]{{1,40}}=|\Z)|,{_NEXT_NAME}|&{_NEXT_NAME}"
+    r"|\\+(?:[\"']|[nrt])|\\+|[\"'`]"
+)
+_OPENERS = {")": "(", "]": "[", "}": "{", ">": "<"}
+_APOSTROPHE = re.compile(r"(?<=[A-Za-z]{2})'(?=[a-z])")
+_MAX_BEFORE = 1024
+"""How far before a name, in its line, is looked for what opens a quote or bracket."""
+_MAX_CLOSING = 3
 # What text in lower case has that may hold a secret. A literal is found much faster than a regular
 # expression finds one of many beginnings; so the latter only looks where the literal is.
 _TRACES = {
     "--": r"--[a-z]",
-    "://": r"://[^\s/]{0,800}@",
+    "://": r"://[^\s/:@]{0,256}:\S{1,1600}@",
+    "</": r"<[a-z][\w:.-]{0,63}[ \t>]",
+    "curl": r"curl[ \t]",
+    "basicauth": r"basicauth[(\[]",
+    "digestauth": r"digestauth[(\[]",
     "authorization": r"authorization",
     "basic": r"basic[ \t]",
     "bearer": r"bearer[ \t]",
@@ -292,13 +375,22 @@ _MAX_NAME = 64
 _MAX_SHAPED = 128
 
 
-def _name_at(text: str, start: int, end: int) -> str:
-    """Return the whole name around `text[start:end]`; `api key` is one too."""
+def _is_harmless(value: str, is_bare: bool, name: str) -> bool:
+    """Whether a value in text says that it is none: a placeholder, code, a word."""
+    if len(value) > _MAX_CODE:
+        return False
+    if _PLACEHOLDER.fullmatch(value):
+        return True
+    return is_bare and (_is_code(value, name) or value.rstrip(".:!?,)]}>").lower() in _PROSE)
+
+
+def _name_begin(text: str, start: int, end: int) -> int:
+    """Return where the whole name around `text[start:end]` begins; `api key` is one too."""
     start = _name_start(text, start)
     is_half = text[start:end].lower() in ("key", "keys", "token", "tokens", "string")
     if is_half and start > 1 and text[start - 1] == " ":
         start = _name_start(text, start - 1)
-    return text[start:end]
+    return start
 
 
 def _name_start(text: str, start: int) -> int:
@@ -306,6 +398,59 @@ def _name_start(text: str, start: int) -> int:
     while start > first and (text[start - 1].isalnum() or text[start - 1] in "_.-"):
         start -= 1
     return start
+
+
+def _value_at(
+    text: str, found: re.Match[str], name_start: int, limit: int, *, to_the_end: bool
+) -> tuple[tuple[int, int] | None, bool]:
+    """Return where the value behind a name stands, if there is one, and whether it is bare."""
+    is_element = found.re is _ELEMENT
+    value = (_CONTENT if is_element else _VALUE).match(text, found.end(), limit)
+    group = value.lastgroup if value else None
+    is_bare = group in (None, "bare") and not is_element
+    if is_bare and to_the_end:
+        return _whole_span(text, name_start, found.end()), True
+    return (value.span(group) if value and group else None), is_bare
+
+
+def _whole_span(text: str, name_start: int, start: int) -> tuple[int, int] | None:
+    """Return where the bare value behind a name stands that hides even what is odd in it."""
+    found = _WHOLE.match(text, start)
+    if found is None:
+        return None
+    first = found.start("bare")
+    line = text[max(0, name_start - _MAX_BEFORE) : name_start].rpartition("\n")[2]
+    end = _end_of(text, first, _APOSTROPHE.sub("", line))
+    return (first, end) if first < end else None
+
+
+def _end_of(text: str, start: int, before: str) -> int:
+    """Return where a bare value ends, by what stands before its name and so may go on behind."""
+    ends = (found for found in _ENDS.finditer(text, start) if _is_end(found[0], before))
+    found = next(ends, None)
+    end = found.start() if found else len(text)
+    for _ in range(_MAX_CLOSING):
+        last = text[end - 1] if end > start else ""
+        opener = _OPENERS.get(last)
+        if last != "," and (opener is None or before.count(opener) <= before.count(last)):
+            break
+        end -= 1
+    return end
+
+
+def _is_end(mark: str, before: str) -> bool:
+    """Whether a bare value ends at a mark, by what stands before its name in the line."""
+    if mark[0] == "\\":
+        if len(mark.rstrip("nrt\"'")) % 2 == 0 or mark[-1] == "\\":
+            return False  # a backslash that is escaped itself, or none
+        return '"' in before or "'" in before
+    if mark in "\"'`":
+        return before.count(mark) % 2 == 1
+    if mark == "&":
+        return before.endswith(("?", "&"))
+    if mark == ",":
+        return before.rstrip().endswith((",", "(", "{", "["))
+    return True
 
 
 class Redactor:
@@ -386,8 +531,10 @@ class Redactor:
         if self._may_hold(text):
             for pattern, is_secret in _RULES:
                 clean = self._without(pattern, clean, is_secret)
-            clean = self._without_assigned(self._assigned, clean)
-            clean = self._without_assigned(_OPTION, clean)
+            for names in (self._assigned, _OPTION, _ELEMENT):
+                clean = self._without_assigned(names, clean)
+            for pattern, is_secret in _RULES_BEHIND:
+                clean = self._without(pattern, clean, is_secret)
         for pattern in self._patterns:
             clean = self._without(pattern, clean, _always)
         return text if clean == text else clean
@@ -476,7 +623,7 @@ class Redactor:
             groups = found.re.groupindex
             group = next((name for name in ("secret", "rest") if name in groups and found[name]), 0)
             start, end = found.span(group)
-            if start < end and is_secret(found) and not text.startswith(self.replacement, start):
+            if start < end and is_secret(found) and not self._is_gone(text, start, end):
                 parts += [text[position:start], self.replacement]
                 position = end
         return "".join([*parts, text[position:]]) if parts else text
@@ -487,42 +634,45 @@ class Redactor:
         for found in names.finditer(text):
             if found.start() < position:
                 continue  # in a value that is gone already
-            name = _name_at(text, found.start("name"), found.end("name"))
+            name_start = _name_begin(text, *found.span("name"))
+            name = text[name_start : found.end("name")]
             kind = self._kind(name)
             if kind is Kind.HARMLESS:
                 continue
             if names is _OPTION and kind is Kind.BARE:
                 kind = Kind.TEXT  # nobody hands a word of the vocabulary to `--token`
-            span = self._value_span(text, found.end(), kind, name)
+            span = self._value_span(text, found, name_start, kind)
             if span is not None:
                 parts += [text[position : span[0]], self.replacement]
                 position = span[1]
         return "".join([*parts, text[position:]]) if parts else text
 
-    def _value_span(self, text: str, start: int, kind: Kind, name: str) -> tuple[int, int] | None:
-        """Return where the secret stands that is assigned at `start`, None if it is none."""
-        strong = kind in (Kind.ANY, Kind.PWD, Kind.TEXT)
-        found = _VALUE.match(text, start, len(text) if strong else start + _MAX_SHAPED)
-        if found is None or found.lastgroup is None:
+    def _value_span(
+        self, text: str, found: re.Match[str], name_start: int, kind: Kind
+    ) -> tuple[int, int] | None:
+        """Return where the secret stands behind a name that was found, None if it is none."""
+        name = text[name_start : found.end("name")]
+        is_weak = kind not in _STRONG or name.lower() == "pass"
+        limit = found.end() + _MAX_SHAPED if is_weak else len(text)
+        span, is_bare = _value_at(text, found, name_start, limit, to_the_end=not is_weak)
+        if span is None or self._is_gone(text, *span):
             return None
-        first, end = found.span(found.lastgroup)
-        value = found[found.lastgroup]
-        if text.startswith(self.replacement, first) or (
-            len(value) <= _MAX_CODE and _PLACEHOLDER.fullmatch(value)
-        ):
+        value = text[span[0] : span[1]]
+        if _is_harmless(value, is_bare, name):
             return None
-        if found.lastgroup == "bare" and len(value) <= _MAX_CODE:
-            if text[end : end + 1] in ("(", "[") or _is_code(value, name):
-                return None
-            if value.rstrip(".:!?").lower() in _PROSE:
-                return None
-        if strong:
-            return (first, end) if _is_secret_text(kind, value) else None
-        spaced = found.lastgroup == "bare" and first > start
-        if not looks_like_credential(value, 16 if spaced else 6):
+        if not is_weak or (kind is Kind.PASS and not is_bare):
+            is_secret = _is_secret_text(kind, value)
+        else:
+            is_call = is_bare and text[span[1] : span[1] + 1] in ("(", "[")
+            is_spaced = is_bare and span[0] > found.end() and kind is not Kind.PASS
+            is_secret = not is_call and looks_like_credential(value, 16 if is_spaced else 6)
+        if not is_secret:
             return None
-        whole = _VALUE.match(text, start)
-        return whole.span(found.lastgroup) if whole else None
+        return _value_at(text, found, name_start, len(text), to_the_end=kind in _STRONG)[0]
+
+    def _is_gone(self, text: str, start: int, end: int) -> bool:
+        """Whether the replacement stands there and nothing that goes on behind it."""
+        return text.startswith(self.replacement, start) and end - start <= len(self.replacement)
 
 
 def _listed(field: str, texts: Iterable[str]) -> list[str]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import copy
+import json
 import pickle
+import re
 import signal
+import string
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -36,6 +39,7 @@ SECRET_KEYS = """
     ConnectionStrings.default_connection_string conn_str sas sig signature x-amz-signature jwt
     bearer token access_token accessToken hf_token HF_TOKEN hfToken HFToken auth_token authtoken
     id_token refresh_token session_token x-token github_token SharedAccessSignature access_tokens
+    db_pass SMTP_PASS smtpPass pass
 """
 
 HARMLESS_KEYS = """
@@ -43,11 +47,12 @@ HARMLESS_KEYS = """
     tokenizer tokenizer_name token_ids token_id token_count token_type token_embedding pad_token
     eos_token bos_token unk_token mask_token sep_token cls_token next_token predicted_token
     special_tokens additional_special_tokens max_new_tokens n_tokens tokenize Tokenizer key keys
-    primary_key cache_key public_key query_key_value author authors monkey signal pass passed
+    primary_key cache_key public_key query_key_value author authors monkey signal passed
     bypass compass sigma design assignment secretary password_length has_password num_secrets
     credentials_file cookie_count auth_method authority authenticated api_key_name access_key_id
     keyboard hockey passage sasl disaster significant sight credit step loss lr path name url
-    function_signature signature_def x y
+    function_signature signature_def x y forward_pass backwardPass first_pass low_pass pass_rate
+    num_pass
 """
 
 SECRETS = [  # text, and what of it must be gone
@@ -114,6 +119,52 @@ SECRETS = [  # text, and what of it must be gone
     ("token=" + "a1" * 500 + "TheEnd", "TheEnd"),
     ("password=" + "a1" * 5000 + "TheEnd", "TheEnd"),
     ('key="password=hunter2"', "hunter2"),
+    ("Server=db;Password=Ab,cdEf9&d;Encrypt=True", "cdEf9"),
+    ("Password=Ab;cdEf9 x", "cdEf9"),
+    ("PGPASSWORD=x(y)zQ9 psql", "zQ9"),
+    ("password=Tr0ub(4dor&3", "4dor"),
+    ("password=a,b9f2kk", "b9f2kk"),
+    ("password: (k9<f>b2}", "b2"),
+    ("password=it's9\"b2 x", "b2"),
+    ("--password Ab,c9)d", "c9)d"),
+    ("access_token=x(y)zQ9", "zQ9"),
+    ("DB_PASS=hunter2", "hunter2"),
+    ('"pass": "' + "a b" * 99 + 'TheEnd"', "TheEnd"),
+    ("pass=" + "a1" * 99 + "TheEnd", "TheEnd"),
+    ("SMTP_PASS: hunter2", "hunter2"),
+    ("SMTP_PASS: a,bc)de9", "de9"),
+    ("user=bob pass=hunter2", "hunter2"),
+    ('{"db_pass": "letmein"}', "letmein"),
+    ('{"smtp": {"pass": "letmein"}}', "letmein"),
+    ("postgresql://u:Pa#ss9@h/db", "ss9"),
+    ("amqp://u:p?w9@h", "w9"),
+    ("redis://:hunter2@h:6379/0", "hunter2"),
+    ("mongodb+srv://u:p%40w9@h", "p%40w9"),
+    ("postgresql://u:a/b@c:d9@h/db", "d9"),
+    ("don't say password=it's9\"b2", "b2"),
+    ("password=[redacted]b9 x", "b9"),
+    ("password=Ab,cd=f9 x", "f9"),
+    ("password=Ab&cd=f9 x", "f9"),
+    ("password=k9a)))) x", ")))"),
+    ("Authorization: Bearer 8fK2s9Lq0a,tail", "tail"),
+    ("it is '\npassword=a'b9", "b9"),
+    ('{"password": "[redacted]b9"}', "b9"),
+    ("pg://u:[redacted]b9@h", "b9"),
+    ('dsn = "postgresql://u:a"b9@h/db"', "b9"),
+    ("curl -u bob:hunter2 https://host", "hunter2"),
+    ("curl -s -X POST --user 'bob:hun ter2' https://host", "ter2"),
+    ("curl -ubob:hunter2 https://host", "hunter2"),
+    ('Authorization: Digest username="bob", response="6629fae49393a0"', "6629fae49393a0"),
+    ("Authorization: Bearer ab9,cd", "cd"),
+    ("X-Api-Key: Ab,cd&9", "cd&9"),
+    ('Cookie: a="q b"; c=d9', "d9"),
+    ("aws_secret_access_key = wJalrXUtnFEMI/K7MDENG+bPx", "K7MDENG"),
+    ("<password>hunter2</password>", "hunter2"),
+    ('<c:Password type="text">hun ter2&amp;b</c:Password>', "ter2"),
+    ("password = hunter2", "hunter2"),
+    ("requests.get(url, auth=('u', 'p4ss'))", "p4ss"),
+    ('session.auth = HTTPBasicAuth("u", "p4ss")', "p4ss"),
+    ("<HTTPBasicAuth('u', 'p4ss')>", "p4ss"),
 ]
 
 ORDINARY = [
@@ -159,6 +210,18 @@ ORDINARY = [
     "password reset sent; the token expired; invalid api key",
     "PASSWORD: required, secret: not set, password: invalid.",
     "epoch: 3 | val/perplexity: 17.3 | tokens seen: 1,000,000",
+    "forward_pass: 0.3, backward_pass=1.2s, pass: True, test_pass=12, pass=3/10, pass: 2 of 3",
+    "first pass: warmup; second pass: done; pass: computing statistics; the test passed",
+    "forward_pass: compiled2 backward_pass='fused_v2' db_pass=3 pass=ok",
+    "http://host:8080/metrics?user=a@b.example http://[::1]:8080/a@b http://h:80/@scope/package",
+    "file://C:/runs/a@b, https://{host}:{port}/a@b, tcp://10.0.0.1:29500,a@b",
+    '{"url":"http://h:8080","mail":"a@b.example"}',
+    "curl -s https://host:80/x; docker run -u 1000:1000 image; python -u train.py:main",
+    "token=get_token2(x) <password>  </password>",
+    "<token>the</token> <step>12</step> <password></password> <key>loss</key>",
+    "password=, secret=) api_key=; {'password': {}, 'secret': []} password='' passwd=\"\"",
+    "auth=('u', password) check_auth('model', 'gpt2') auth: ['basic', 'digest'] auth=(user, None)",
+    "password=getpass.getpass(prompt) secret: (none) password=read_secret('db')",
 ]
 
 
@@ -210,6 +273,13 @@ def test_the_token_of_an_unknown_owner_is_judged_by_its_look() -> None:
     assert REDACTOR.is_secret("my_token", "8fK2s9Lq0aB3dE6gH9")
     assert not REDACTOR.is_secret("my_token", "the")
     assert not REDACTOR.is_secret("pad_token", "8fK2s9Lq0aB3dE6gH9")
+
+
+@pytest.mark.parametrize("value", [3, 0.3, "12", "3/10", "1.2s", "ok", "backward", "passed"])
+def test_a_pass_may_be_that_of_a_loop(value: Any) -> None:
+    """Its number, time, outcome or phase."""
+    assert not REDACTOR.is_secret("pass", value)
+    assert not REDACTOR.is_secret("db_pass", value)
 
 
 def test_pwd_may_be_the_working_directory() -> None:
@@ -281,12 +351,75 @@ def test_ordinary_lines_are_the_same_object(text: str) -> None:
         ("secrets: loaded 3 from vault", "secrets: loaded 3 from vault"),
         ("Server=db;Pwd=x1;Encrypt=no", f"Server=db;Pwd={GONE};Encrypt=no"),
         ("?a=1&sig=aB3dE6gH9&b=2", f"?a=1&sig={GONE}&b=2"),
+        ("?password=x9&y=1#top", f"?password={GONE}&y=1#top"),
+        ("connect(password=hunter2, host='h')", f"connect(password={GONE}, host='h')"),
+        ("connect(user=u,password=hunter2,host=h)", f"connect(user=u,password={GONE},host=h)"),
+        ("f(connect(password=hunter2)) ok", f"f(connect(password={GONE})) ok"),
+        ("{'password': 12345678}", f"{{'password': {GONE}}}"),
+        ("Password=Ab,c9&d;User ID=sa", f"Password={GONE};User ID=sa"),
+        ("run 'x --password=a9b' now", f"run 'x --password={GONE}' now"),
+        ("pg://u:a#9@h/db then a@b", f"pg://u:{GONE}@h/db then a@b"),
+        ("auth=('u', 'p4ss') x", f"auth=('u', '{GONE}') x"),
+        ("curl -u bob:hunter2 https://h", f"curl -u bob:{GONE} https://h"),
+        ("<a><password>x</password></a>", f"<a><password>{GONE}</password></a>"),
         ("a\n" + PEM + "\nb", f"a\n-----BEGIN PRIVATE KEY-----{GONE}-----END PRIVATE KEY-----\nb"),
     ],
 )
 def test_what_surrounds_a_secret_stays(text: str, clean: str) -> None:
     """Name, user, host and neighbours are still to be read."""
     assert fixed(text) == clean
+
+
+NAMES = st.sampled_from(
+    ["password", "db_password", "PGPASSWORD", "api_key", "client-secret", "DB_PASS", "secretKey"]
+)
+PRINTABLE = st.text(string.digits + string.ascii_letters + string.punctuation, min_size=3)
+ANYTHING = st.tuples(PRINTABLE, PRINTABLE).map("k7".join)
+ALPHANUMERIC = st.text(string.digits + string.ascii_letters, min_size=4).map("k7".__add__)
+IS_PLACEHOLDER = re.compile(r"\$[A-Z]|self\.|cls\.|os\.|args\.|config\.|cfg\.|settings\.|env")
+OPENS_QUOTE = re.compile(r"[=:]|//|\\*[bruBRU]{0,2}\\*[\"'`]")
+OPENS_FIELD = re.compile(r";[\w .-]*=|[,&][\w.%-]+=")
+BARE = ANYTHING.filter(
+    lambda secret: (
+        not (
+            OPENS_QUOTE.match(secret) or OPENS_FIELD.search(secret) or IS_PLACEHOLDER.match(secret)
+        )
+    )
+)
+IN_URL = ANYTHING.filter(lambda secret: not re.search(r"[\"'<>]|^\d{1,5}[/?#,;)\]}\\]", secret))
+FORMS = {
+    "key=value": (BARE, "run {name}={secret} in 3 s"),
+    "key: value": (BARE, "{name}: {secret}"),
+    "option": (BARE.filter(lambda secret: secret[0] != "-"), "train.py --{name} {secret} --lr 1"),
+    "JSON": (ANYTHING, '{{"run": 3, "{name}": {json}, "lr": 1}}'),
+    "JSON in JSON": (
+        ALPHANUMERIC,
+        '{{"body": "{{\\"{name}\\": \\"{secret}\\"}}"}}',
+    ),
+    "repr": (ANYTHING, "{{'run': 3, '{name}': {secret!r}, 'lr': 1}}"),
+    "connection": (BARE, "Server=tcp:db;{name}={secret};Encrypt=True"),
+    "URL": (IN_URL, "open postgresql://{name}:{secret}@db.host:5432/runs"),
+    "query": (BARE.filter(lambda secret: "&" not in secret), "/x?a=1&{name}={secret}&b=2"),
+    "header": (BARE, "X-{name}: {secret}"),
+    "bearer": (BARE, "Authorization: Bearer {secret}"),
+    "XML": (ANYTHING.filter(lambda secret: "<" not in secret), "<{name}>{secret}</{name}>"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(data=st.data(), name=NAMES)
+@settings(max_examples=60, deadline=None)
+def test_no_piece_of_a_secret_stays(form: str, data: st.DataObject, name: str) -> None:
+    """Whatever it is made of, where the form itself does not say that it ends."""
+    secrets, template = FORMS[form]
+    secret = data.draw(secrets)
+    text, without = (
+        template.format(name=name, secret=value, json=json.dumps(value)) for value in (secret, "")
+    )
+    clean = fixed(text)
+    pieces = {secret[first : first + 4] for first in range(len(secret) - 3)}
+    assert not [piece for piece in pieces if piece in clean and piece not in without + GONE]
+    assert fixed(clean) is clean
 
 
 def test_patterns_of_ones_own() -> None:
@@ -412,7 +545,18 @@ HOSTILE = [
     *["-", "\\", " ", "a", "1", ".", "eyJaaaaaaaaa.", ".eyJ", PEM[:60], "password", "password="],
     *['password="', "password='", 'password=\\"', "token=(", "token=\\'", "key: ", "--a "],
     *["--password ", "bearer ", "basic a", "sk-", "xox", "authorization: digest ", "cookie: a="],
-    *["pass_", "sig.", "~8Q~", "Cookie: ", "key=a\n"],
+    *["pass_", "sig.", "~8Q~", "Cookie: ", "key=a\n", "password=str;a=", "password=a,", "pass=("],
+    *[
+        "password=\\",
+        "<a>",
+        "<password>",
+        "<password>a</",
+        "curl -u ",
+        "curl ",
+        "://a:?",
+        "://a:'b",
+    ],
+    *["auth=('", "basicauth(", 'cookie: a="', "password=str;", "(password=none)"],
 ]
 
 
