@@ -34,6 +34,7 @@ class ErrorTracker:
         logger: a logger or a StructuredLogger.
         output_dir: of the file; made if it is missing.
         max_errors: entries kept in memory; the file and the counts have all.
+        file_permissions, one_file_per_process: as of `LoggingConfig`.
 
     Raises:
         TypeError: `logger` is none.
@@ -45,6 +46,9 @@ class ErrorTracker:
         logger: logging.Logger | logging.LoggerAdapter[Any],
         output_dir: str | os.PathLike[str],
         max_errors: int = 1000,
+        *,
+        file_permissions: int = 0o640,
+        one_file_per_process: bool | None = None,
     ) -> None:
         checked_logger(logger)
         if max_errors < 1:
@@ -52,7 +56,10 @@ class ErrorTracker:
         self.logger = logger
         self.output_dir = Path(output_dir)
         self.errors_file = self.output_dir / "errors.jsonl"
-        self._handler = owned_handler(self.errors_file, 100, logger)
+        self._path = Path(os.path.abspath(self.errors_file))  # the process may change directory
+        self._handler = owned_handler(
+            self.errors_file, 100, logger, file_permissions, one_file_per_process
+        )
         self._counts: Counter[str] = Counter()
         self._recent: deque[dict[str, Any]] = deque(maxlen=max_errors)
         self._lock = thread_lock()  # guards the counts and the recent entries
@@ -117,7 +124,7 @@ class ErrorTracker:
         if self._handler.losses:
             return recent
         try:
-            stored = tail_jsonl(self.errors_file, n)
+            stored = tail_jsonl(self._path, n)
         except OSError:
             return recent
         return stored if len(stored) >= len(recent) else recent

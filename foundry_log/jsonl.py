@@ -7,6 +7,7 @@ import heapq
 import io
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
@@ -19,6 +20,8 @@ from foundry_log.files.history import Identity, Part, histories, opened
 from foundry_log.files.lines import DAMAGE, MAX_LINE_BYTES, Lines, lines_from_end
 
 _HEAD = 64
+_LOOKS_AT_DOUBTFUL = 3
+_HEALED_WITHIN_S = 0.005
 
 _Entry = dict[str, Any]
 _Entries = Generator[_Entry, None, None]
@@ -248,19 +251,29 @@ def _taken_place(part: Part, head: bytes, known: _Places) -> int:
 def _behind(file: io.BufferedIOBase, offset: int) -> Generator[_Entry, None, int]:
     """Yield the complete entries behind `offset`; return where to read on.
 
-    A last line that does not parse may be one behind a fragment that its writer is about to blank:
-    it is looked at once more.
+    A line that does not parse may be one behind a fragment that its writer is about to blank, which
+    takes it microseconds: the last one is left for the next time, one before is looked at again
+    before it is passed over.
     """
-    lines = Lines(file, start=offset)
-    doubtful = b""
-    for line in lines:
-        entry = _entry(line)
-        if entry is not None:
-            yield entry
-        doubtful = line if entry is None else b""
-    if doubtful.strip() and b"\0" not in doubtful:  # which no writer leaves
-        return lines.end - len(doubtful) - 1
-    return lines.end  # what is behind is being written, or torn: seen whole next time, or never
+    looks, is_exact = 0, True
+    while True:
+        lines, is_doubtful = Lines(file, start=offset), False
+        for line in lines:
+            if is_doubtful:
+                looks += 1
+                time.sleep(_HEALED_WITHIN_S)
+                break
+            entry = _entry(line)
+            if entry is not None:
+                yield entry
+            elif is_exact and looks < _LOOKS_AT_DOUBTFUL and line.strip() and b"\0" not in line:
+                is_doubtful = True
+                continue
+            is_exact = is_exact and b"\0" not in line  # of holes and long lines less is given
+            offset += len(line) + 1
+            looks = 0
+        else:  # what is behind is being written, or torn
+            return offset if is_doubtful else lines.end
 
 
 def _head(file: io.BufferedIOBase) -> bytes:

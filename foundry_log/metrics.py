@@ -45,6 +45,7 @@ class MetricsLogger:
         output_dir: of the file; made if it is missing.
         max_size_mb: MiB (2^20 bytes) at which the file is rotated, under a name with the time in
             it. Rotated files are read with the live one, and never removed.
+        file_permissions, one_file_per_process: as of `LoggingConfig`.
     """
 
     def __init__(
@@ -53,14 +54,19 @@ class MetricsLogger:
         output_dir: str | os.PathLike[str],
         *,
         max_size_mb: float = 100,
+        file_permissions: int = 0o640,
+        one_file_per_process: bool | None = None,
     ) -> None:
         self.experiment_name = experiment_name
         self.output_dir = Path(output_dir)
         self.metrics_file = self.output_dir / "metrics.jsonl"
-        self._handler = owned_handler(self.metrics_file, max_size_mb, _log)
+        self._handler = owned_handler(
+            self.metrics_file, max_size_mb, _log, file_permissions, one_file_per_process
+        )
         self._sinks = logging.getLogger(f"{_log.name}.{experiment_name}")
         self._sinks.propagate = False
-        self._index = _Index(self.metrics_file)
+        self._path = Path(os.path.abspath(self.metrics_file))  # the process may change directory
+        self._index = _Index(self._path)
         self.sink_failures: Counter[str] = Counter()
         """Records that a handler of `foundry_log.metrics.<experiment>` refused, by cause."""
 
@@ -96,13 +102,13 @@ class MetricsLogger:
 
     def get_metrics_history(self) -> list[dict[str, Any]]:
         """Return all entries of the file and of its rotated files, oldest first."""
-        return list(read_jsonl(self.metrics_file))
+        return list(read_jsonl(self._path))
 
     def get_metrics_for_steps(self, start: int, end: int) -> list[dict[str, Any]]:
         """Return the entries of the steps from `start` to `end`, both included, oldest first."""
         return [
             entry
-            for entry in read_jsonl(self.metrics_file)
+            for entry in read_jsonl(self._path)
             if isinstance(entry.get("step"), (int, float)) and start <= entry["step"] <= end
         ]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from foundry_log.decorating import Function, run_inside
 from foundry_log.encoding import encode_document
+from foundry_log.files.documents import PERMISSIONS, write_document
 from foundry_log.files.locks import thread_lock
 from foundry_log.process import memory_usage
 from foundry_log.records import checked_logger
@@ -152,17 +152,19 @@ class PerformanceLogger:
                 }
         return dict(sorted(report.items(), key=lambda item: -item[1]["total"]))
 
-    def export_timing_report(self, path: str | os.PathLike[str]) -> None:
+    def export_timing_report(
+        self, path: str | os.PathLike[str], *, permissions: int = PERMISSIONS
+    ) -> None:
         """Write `timing_report()` as a JSON document, in one step: a reader never sees half of it.
+
+        Args:
+            path: of the file; its directory is made.
+            permissions: of the file, before the umask.
 
         Raises:
             OSError: the file cannot be written.
         """
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
-        temporary.write_bytes(encode_document(self.timing_report()))
-        temporary.replace(target)
+        write_document(Path(path), encode_document(self.timing_report()), permissions)
 
     def record(self, name: str, duration_ns: int) -> None:
         """Add a duration that was measured elsewhere, in nanoseconds."""

@@ -15,6 +15,7 @@ from typing import Any
 from foundry_log.clock import timestamp
 from foundry_log.dict_config import JSONL_NAME, LOG_NAME
 from foundry_log.encoding import encode_document
+from foundry_log.files.documents import PERMISSIONS, write_document
 from foundry_log.process import git_hash, git_output, host_name, rank_fields
 from foundry_log.redaction import Redactor
 
@@ -69,7 +70,10 @@ class RunDirectory:
 
 
 def write_run_info(
-    directory: RunDirectory, config: Mapping[str, Any], redactor: Redactor | None = None
+    directory: RunDirectory,
+    config: Mapping[str, Any],
+    redactor: Redactor | None = None,
+    permissions: int = PERMISSIONS,
 ) -> None:
     """Write `run_info.json`: the configuration, versions, git state, command and machine.
 
@@ -79,18 +83,16 @@ def write_run_info(
         directory: the run's; made if missing.
         config: the resolved configuration as plain data.
         redactor: takes secrets out of the command and the rest; None leaves them.
+        permissions: of the file, before the umask.
 
     Raises:
         OSError: the file cannot be written.
     """
-    directory.path.mkdir(parents=True, exist_ok=True)
-    temporary = directory.info.with_name(f".{directory.info.name}.{os.getpid()}")
     facts = environment()
     if redactor is not None:
         command = redactor.text("\t".join(facts["argv"]))  # as a whole: `--token` names the next
         facts = redactor.value({**facts, "argv": command.split("\t")})
-    temporary.write_bytes(encode_document({"config": config, **facts}))
-    temporary.replace(directory.info)
+    write_document(directory.info, encode_document({"config": config, **facts}), permissions)
 
 
 def environment() -> dict[str, Any]:

@@ -13,12 +13,12 @@ from types import TracebackType
 from typing import Any
 
 from foundry_log.config import ExperimentConfig, LoggingConfig
-from foundry_log.handlers.background import BackgroundHandler
+from foundry_log.handlers.background import BackgroundHandler, finish_queues
 from foundry_log.handlers.console import ConsoleHandler
 from foundry_log.process import base_context, rank_fields
 from foundry_log.redaction import Redactor
 from foundry_log.run_directory import RunDirectory, write_run_info
-from foundry_log.signals import DEFAULT_SIGNALS, SignalWatch
+from foundry_log.signals import DEFAULT_SIGNALS, SignalWatch, is_possible, watched_signals
 
 _OWNER = "foundry_session"
 _log = logging.getLogger(__name__)
@@ -55,7 +55,14 @@ class LoggingSession:
         root.setLevel(level)
 
     def _handle(self, signals: Collection[int]) -> None:
-        self._watch = SignalWatch(flush=self.flush, signals=signals)
+        """Handle those that no session round this one handles already.
+
+        Raises:
+            ValueError: this is not the main thread.
+        """
+        free = set(signals) - watched_signals()
+        if free or not is_possible():
+            self._watch = SignalWatch(flush=_flush_all, finish=finish_queues, signals=free)
 
     @property
     def losses(self) -> Counter[str]:
@@ -90,7 +97,10 @@ class LoggingSession:
         for handler in self.handlers:
             root.removeHandler(handler)
         for handler in (*self.handlers, *_writers(self.handlers)):
-            handler.close()
+            try:
+                handler.close()
+            except Exception:  # the others are closed, and the root logger gets its own back
+                _log.warning("%r could not be closed", handler, exc_info=True)
         if is_active:  # otherwise a later session is in force, and asks us when it ends
             handlers, level = self._before()
             for handler in handlers:
@@ -178,13 +188,21 @@ def configure(
     return session
 
 
+def _flush_all() -> None:
+    """Flush the root logger's handlers and every queue: other sessions' and other loggers' too."""
+    finish_queues()
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
 def _describe(run: RunDirectory, config: LoggingConfig | ExperimentConfig) -> None:
     settings = config.logging if isinstance(config, ExperimentConfig) else config
     redactor = None
     if settings.redact_secrets:
         redactor = Redactor(settings.redact_keys, settings.redact_patterns)
     try:
-        write_run_info(run, config.model_dump(mode="json"), redactor)
+        facts = config.model_dump(mode="json")
+        write_run_info(run, facts, redactor, settings.file_permissions)
     except OSError as error:
         _log.warning("%s could not be written: %s", run.info, error)
 

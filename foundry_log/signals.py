@@ -72,6 +72,8 @@ class SignalWatch:
 
     Args:
         flush: writes what is held back; called in a thread of its own.
+        finish: does so once more right before the action, in the main thread: whatever lock that
+            has been interrupted with, it must come back soon.
         signals: to watch.
         deadline_s: seconds after which the action follows even if records are still held back, by
             a lock of the main thread for one.
@@ -87,6 +89,7 @@ class SignalWatch:
         self,
         *,
         flush: Callable[[], None],
+        finish: Callable[[], None] = lambda: None,
         signals: Iterable[int] = DEFAULT_SIGNALS,
         deadline_s: float = 5.0,
         grace_s: float = 5.0,
@@ -94,6 +97,7 @@ class SignalWatch:
         numbers = [int(number) for number in signals]
         _check(numbers, deadline_s, grace_s)
         self._flush = flush
+        self._finish = finish
         self._deadline_s = deadline_s
         self._grace_s = grace_s
         self._previous = _watchable(numbers)
@@ -153,6 +157,7 @@ class SignalWatch:
                 self._wait_until_due(number)
         self._due.discard(number)
         self._tell(_DONE, number)
+        self._finish()  # what the main thread has logged since
         previous = self._previous[number]
         if callable(previous):
             previous(number, frame)
@@ -295,10 +300,15 @@ class SignalWatch:
             _log.warning("%s received: flushing, then %s", name, action, extra=context)
 
 
-def is_free() -> bool:
-    """Return whether a SignalWatch can be made here, and there is none yet."""
+def is_possible() -> bool:
+    """Return whether a SignalWatch can be made here."""
     is_main = threading.current_thread() is threading.main_thread()
-    return is_main and hasattr(signal, "pthread_kill") and not _live
+    return is_main and hasattr(signal, "pthread_kill")
+
+
+def watched_signals() -> set[int]:
+    """Return the numbers of the signals that are watched in this process."""
+    return {number for watch in list(_live) for number in watch._previous}
 
 
 def _check(numbers: list[int], deadline_s: float, grace_s: float) -> None:
@@ -405,7 +415,7 @@ def _is_forking(frame: FrameType | None) -> bool:
 
 def _block_before_fork() -> None:
     _fork.is_running = True
-    watched = {number for watch in list(_live) for number in watch._previous}
+    watched = watched_signals()
     if watched:
         # Asked for first: the call that blocks may raise what another handler raises.
         _fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -12,7 +12,8 @@ one behind the other. Three things can still go wrong, and are mended here:
   open; who wants to compress, move or delete a rotated file takes the exclusive one first.
 
 A fork leaves the child with the parent's descriptors, whose locks are the parent's: the child
-closes them and opens its own at its next append.
+closes them and opens its own at its next append. So that it knows them all, a fork waits while
+another thread opens a file.
 """
 
 from __future__ import annotations
@@ -87,8 +88,9 @@ class AppendFile:
             OSError: it cannot be opened or created.
         """
         if self._descriptor < 0:
-            self._descriptor, self._patch = self._opened()
-            _open_files.add(self)
+            with locks.opening:
+                self._descriptor, self._patch = self._opened()
+                _open_files.add(self)
 
     def append(self, line: bytes) -> None:
         """Write one line that ends in a newline; when this returns it stands whole in the file.
@@ -110,10 +112,10 @@ class AppendFile:
             if written != len(line):
                 self._overwrite(end - written, end)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
-        start = end - written
-        if start != self._own_end and start > 0:
-            self._heal(start)
+        start, own_end = end - written, self._own_end
         self._own_end = self.size = end
+        if start != own_end and start > 0:
+            self._heal(start)
 
     def moved(self, every_s: float = 0.0) -> bool:
         """Return whether the path is no longer the file that is open.
@@ -146,14 +148,15 @@ class AppendFile:
         if self._descriptor < 0:
             self.open()
             return
-        descriptor, patch = self._opened()
-        # The number of the descriptor stays: whoever writes without our lock, or is inside a
-        # write now, never meets a closed descriptor or one that another file has got since.
-        os.dup2(descriptor, self._descriptor, inheritable=False)
-        os.close(descriptor)
-        patch, self._patch = self._patch, patch  # first: a fork in between must not close it twice
-        if patch >= 0:
-            os.close(patch)
+        with locks.opening:
+            descriptor, patch = self._opened()
+            # The number of the descriptor stays: whoever writes without our lock, or is inside a
+            # write now, never meets a closed descriptor or one that another file has got since.
+            os.dup2(descriptor, self._descriptor, inheritable=False)
+            os.close(descriptor)
+            patch, self._patch = self._patch, patch
+            if patch >= 0:
+                os.close(patch)
 
     def sync(self) -> None:
         """Wait until the device has what was written (`fsync`)."""
@@ -168,6 +171,9 @@ class AppendFile:
                 os.close(descriptor)
         _open_files.discard(self)
 
+    def __del__(self) -> None:
+        self.close()  # a writer that was dropped holds neither descriptors nor its lock
+
     def _opened(self) -> tuple[int, int]:
         """Return two descriptors of the file that is at the path, locked against removal."""
         for _ in range(_OPEN_ATTEMPTS):
@@ -177,7 +183,7 @@ class AppendFile:
                 regular = stat.S_ISREG(status.st_mode)
                 is_held = regular and locks.try_shared(descriptor)
                 patch = self._second(descriptor) if is_held else -1
-            except OSError:
+            except BaseException:
                 os.close(descriptor)
                 raise
             if patch >= 0 or not regular:
@@ -225,17 +231,20 @@ class AppendFile:
     def _heal(self, start: int) -> None:
         """Blank what stands before `start` if it is not a whole line."""
         os.lseek(self._patch, start - 1, os.SEEK_SET)
-        if os.read(self._patch, 1) == b"\n":
+        if os.read(self._patch, 1) in (b"\n", b""):  # nothing: somebody has truncated the file
             return
         begin = start
         while begin > 0:
             size = min(_BLOCK, begin)
             os.lseek(self._patch, begin - size, os.SEEK_SET)
-            newline = os.read(self._patch, size).rfind(b"\n")
-            if newline >= 0:
-                begin += newline + 1 - size
-                break
+            block = os.read(self._patch, size)
+            if len(block) < size:
+                return  # truncated since: what stands there now is not what we saw
             begin -= size
+            newline = block.rfind(b"\n")
+            if newline >= 0:
+                begin += newline + 1
+                break
         self._overwrite(begin, start)
 
     def _overwrite(self, begin: int, end: int) -> None:

@@ -22,7 +22,7 @@ _UTC = datetime.timezone.utc
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=_UTC)
 _STAMP = re.compile(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)(\d{6})Z", re.ASCII)
 _NUMBER = re.compile(r"[1-9]\d{0,5}", re.ASCII)  # eight digits would be somebody's date
-_OF_PROCESS = re.compile(r"@[^@]+-\d+", re.ASCII)
+_OF_PROCESS = re.compile(r"@(?P<host>[^@]+)-\d+", re.ASCII)
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f/\\:]")
 
 
@@ -80,20 +80,24 @@ def marked_files(path: str) -> list[str]:
 def process_name(path: str, host: str, pid: int) -> str:
     """Return the name of the live file that one process of one host has to itself."""
     stem, suffix = os.path.splitext(path)
-    return f"{stem}@{_UNSAFE.sub('-', host).replace('@', '-')}-{pid}{suffix}"
+    return f"{stem}@{host_part(host)}-{pid}{suffix}"
 
 
-def process_files(path: str) -> list[str]:
+def process_files(path: str, host: str | None = None) -> list[str]:
     """Return the live files of single processes that stand in for `path`, by name.
 
     One that has only rotated files is among them.
+
+    Args:
+        path: that they stand in for.
+        host: whose processes, as `host_part` writes it; None for all.
     """
     folder, live = os.path.split(path)
     stem, suffix = os.path.splitext(live)
     found = set()
     for name in _names(folder):
         own = _OF_PROCESS.match(name, len(stem)) if name.startswith(stem + "@") else None
-        if own is not None:
+        if own is not None and host in (None, own["host"]):
             candidate = name[: own.end()] + suffix
             if name == candidate or _is_rotated(name, candidate):
                 found.add(candidate)
@@ -137,6 +141,11 @@ def check_name(name: str) -> str:
     if len(os.fsencode(name)) > 200:
         raise ValueError(f"{name[:20]!r}… has more than 200 bytes; use a shorter name")
     return name
+
+
+def host_part(host: str) -> str:
+    """Return a host's name as it stands in the name of a file."""
+    return _UNSAFE.sub("-", host).replace("@", "-")
 
 
 def _names(folder: str) -> set[str]:

@@ -30,8 +30,8 @@ def _kind(folder: str) -> str | None:
         import psutil  # only now: it costs more than the rest of a handler's import
 
         mounts = psutil.disk_partitions(all=True)
-    except (ImportError, OSError, NotImplementedError):
-        return None  # also where this process may not read its own packages any more
+    except (ImportError, AttributeError, OSError, NotImplementedError):
+        return None  # also where this process may not read its packages, or is just reading psutil
     found: str | None = None
     longest = -1
     for mount in mounts:

@@ -33,10 +33,10 @@ _finishers: weakref.WeakSet[Finisher] = weakref.WeakSet()
 
 
 class Finisher:
-    """Finishes the rotated files of one live file. Thread-safe; process-safe on one host.
+    """Finishes the rotated files of live files. Thread-safe; process-safe on one host.
 
     Args:
-        path: returns the live file's path.
+        paths: returns the paths of the live files.
         compress: replace each rotated file by its gzip.
         hook: called with the path of each rotated file, compressed if it was to be. Called again,
             by this process or another, where it raised or was killed: at least once in all.
@@ -46,14 +46,14 @@ class Finisher:
 
     def __init__(
         self,
-        path: Callable[[], str],
+        paths: Callable[[], list[str]],
         *,
         compress: bool,
         hook: Hook | None,
         report: Report,
         permissions: int = 0o640,
     ) -> None:
-        self._path = path
+        self._paths = paths
         self._compress = compress
         self._hook = hook
         self._report = report
@@ -79,13 +79,18 @@ class Finisher:
         flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
         os.close(os.open(filenames.marker_name(rotated), flags, self._permissions))
 
+    def start_if_marked(self) -> None:
+        """Finish the marked files if there are some."""
+        if self._marked() != []:
+            self.start()
+
     def start(self) -> None:
         """Finish the marked files, on a thread; return at once."""
         with self._changed:
             self._is_wanted = True
             self._is_closing = False
             self._changed.notify_all()
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 thread = threading.Thread(
                     target=self._work, name="foundry_log-finishing", daemon=True
                 )
@@ -126,18 +131,28 @@ class Finisher:
                     return
             pause_s = _AGAIN_AFTER_S
 
+    def _marked(self) -> list[tuple[str, str]] | None:
+        """Return live file and rotated file of each marker; None if they cannot be listed."""
+        try:
+            lives = self._paths()
+            return [(live, rotated) for live in lives for rotated in filenames.marked_files(live)]
+        except OSError:
+            self._report("listing rotated files")
+            return None
+
     def _finish_all(self) -> bool:
         """Return whether no marked file is left."""
-        is_done = True
-        for rotated in filenames.marked_files(self._path()):
+        marked = self._marked()
+        is_done = marked is not None
+        for live, rotated in marked or ():
             try:
-                is_done &= self._finish(rotated)
+                is_done &= self._finish(live, rotated)
             except BaseException:  # of somebody's function too: an exit would end the thread alone
                 self._report(f"finishing {rotated}")
                 is_done = False
         return is_done
 
-    def _finish(self, rotated: str) -> bool:
+    def _finish(self, live: str, rotated: str) -> bool:
         """Return whether the file needs no further look by this process."""
         marker = filenames.marker_name(rotated)
         with locks.try_exclusive_file(marker) as descriptor:
@@ -150,7 +165,7 @@ class Finisher:
                 return False
             present = [name for name in (rotated, compressed) if os.path.exists(name)]
             if not present:
-                return self._forget(rotated, marker)
+                return self._forget(live, rotated, marker)
             if self._hook is not None:
                 self._hook(present[0])
             os.remove(marker)
@@ -166,9 +181,9 @@ class Finisher:
             compress(rotated, compressed)
         return True
 
-    def _forget(self, rotated: str, marker: str) -> bool:
+    def _forget(self, live: str, rotated: str, marker: str) -> bool:
         """Remove the marker of a file that is gone; under the lock, it may be about to come."""
-        with locks.exclusive_file(filenames.lock_name(self._path()), self._permissions):
+        with locks.exclusive_file(filenames.lock_name(live), self._permissions):
             if os.path.exists(rotated):
                 return False
             os.remove(marker)
@@ -187,7 +202,7 @@ def compress(path: str, compressed: str) -> None:
     """
     part = _part(compressed)
     try:
-        with open(path, "rb") as source, open(part, "wb") as target:
+        with locks.noted_file(path, "rb") as source, locks.noted_file(part, "wb") as target:
             status = os.fstat(source.fileno())
             os.chmod(part, status.st_mode & 0o7777)
             with gzip.GzipFile(

@@ -8,12 +8,17 @@ system that refuses locks grants the shared ones, so that writing goes on, and n
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import threading
+import time
 import weakref
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+WITHIN_S = 1.0
+"""Seconds for which a lock that another process holds is waited for: that one may be stopped."""
 
 fcntl: Any = None
 try:
@@ -22,12 +27,20 @@ except ImportError:  # pragma: no cover - Windows
     pass
 
 _thread_locks: weakref.WeakSet[Any] = weakref.WeakSet()
-_held: set[int] = set()  # descriptors of `exclusive_file`, for the child of a fork to close
+_held: set[int] = set()  # descriptors for the child of a fork to close
+_FORK_WAITS_S = 1.0
+
+opening = threading.RLock()
+"""Held while descriptors are had that nobody has noted yet. A fork waits for it, so that its child
+knows all that it has to close: a lock that a child inherits lasts as long as the child."""
 
 
-def thread_lock() -> threading.Lock:
-    """Return a lock between threads that is free in the child of a fork, whoever held it."""
-    lock = threading.Lock()
+def thread_lock() -> Any:
+    """Return a lock between threads that is free in the child of a fork, whoever held it.
+
+    Its holder may take it again: a signal handler that logs interrupts whoever is inside.
+    """
+    lock = threading.RLock()
     _thread_locks.add(lock)
     return lock
 
@@ -43,26 +56,46 @@ def try_exclusive(descriptor: int) -> bool:
 
 
 @contextlib.contextmanager
-def exclusive_file(path: str, permissions: int) -> Iterator[None]:
+def exclusive_file(
+    path: str,
+    permissions: int,
+    *,
+    timeout_s: float = WITHIN_S,
+    unless: Callable[[], bool] = lambda: False,
+) -> Iterator[bool]:
     """Hold the lock file `path`, waiting for it; the kernel releases it when its holder dies.
 
     The file is made if missing and stays: removing a lock file lets two holders in.
+
+    Args:
+        path: of the lock file.
+        permissions: of a new one, before the umask.
+        timeout_s: seconds to wait at the most.
+        unless: asked while the lock is waited for; once it is true, the lock is not needed any
+            more, and False is given in place of True.
+
+    Raises:
+        TimeoutError: its holder is alive and has not let go of it in time.
+        OSError: the file cannot be made or opened.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), permissions)
-    _held.add(descriptor)
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+    with opening:
+        descriptor = os.open(path, flags, permissions)
+        _held.add(descriptor)
     try:
         if fcntl is None:  # pragma: no cover - Windows
-            yield
+            yield True
             return
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if not _wait_for(descriptor, path, timeout_s, unless):
+            yield False
+            return
         try:
-            yield
+            yield True
         finally:
             # Closing is not enough: a process forked meanwhile by another thread has the lock too.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
-        _held.discard(descriptor)
-        os.close(descriptor)
+        _release(descriptor)
 
 
 @contextlib.contextmanager
@@ -72,11 +105,12 @@ def try_exclusive_file(path: str) -> Iterator[int | None]:
     None where it is gone, cannot be opened, or anybody holds it.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+        with opening:
+            descriptor = _open_existing(path)
+            _held.add(descriptor)
     except OSError:
         yield None
         return
-    _held.add(descriptor)
     try:
         if not try_exclusive(descriptor):
             yield None
@@ -87,8 +121,21 @@ def try_exclusive_file(path: str) -> Iterator[int | None]:
             if fcntl is not None:
                 fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process forked meanwhile has it too
     finally:
-        _held.discard(descriptor)
-        os.close(descriptor)
+        _release(descriptor)
+
+
+@contextlib.contextmanager
+def noted_file(path: str, mode: str) -> Iterator[IO[bytes]]:
+    """Open a file that the child of a fork closes."""
+    with opening:
+        file = open(path, mode)  # noqa: SIM115 - its end is below
+        _held.add(file.fileno())
+    try:
+        yield file
+    finally:
+        with opening:
+            _held.discard(file.fileno())
+            file.close()
 
 
 def in_use(path: str) -> bool:
@@ -98,6 +145,40 @@ def in_use(path: str) -> bool:
     """
     with try_exclusive_file(path) as descriptor:
         return descriptor is None and os.path.lexists(path)
+
+
+def _release(descriptor: int) -> None:
+    with opening:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _open_existing(path: str) -> int:
+    closing = getattr(os, "O_CLOEXEC", 0)
+    try:
+        return os.open(path, os.O_RDWR | closing)  # NFS locks nothing that cannot be written
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | closing)
+
+
+def _wait_for(descriptor: int, path: str, timeout_s: float, unless: Callable[[], bool]) -> bool:
+    limit, pause_s = time.monotonic() + timeout_s, 0.0002
+    while not _granted(descriptor):
+        if unless():
+            return False
+        if time.monotonic() > limit:
+            raise TimeoutError(errno.ETIMEDOUT, f"another process holds it for {timeout_s} s", path)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.005)
+    return True
+
+
+def _granted(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _try(descriptor: int, exclusive: bool) -> bool:
@@ -113,12 +194,32 @@ def _try(descriptor: int, exclusive: bool) -> bool:
     return True
 
 
+class _Fork(threading.local):
+    has_waited = False
+
+
+_fork = _Fork()
+
+
+def _before_fork() -> None:
+    # With a limit: opening a pipe lasts until somebody reads it.
+    _fork.has_waited = opening.acquire(timeout=_FORK_WAITS_S)
+
+
+def _after_fork() -> None:
+    if _fork.has_waited:
+        opening.release()
+
+
 def _abandon_after_fork() -> None:
-    for lock in list(_thread_locks):
+    _after_fork()
+    for lock in [opening, *_thread_locks]:
         lock._at_fork_reinit()  # what `logging` and `threading` do with theirs
     while _held:
         os.close(_held.pop())
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_abandon_after_fork)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_abandon_after_fork
+    )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from foundry_log.clock import timestamp
+from foundry_log.filters import RedactingFilter
 from foundry_log.handlers.losses import CountsLosses
 from foundry_log.handlers.targets import Targets
 from foundry_log.records import KEPT, detached
@@ -132,11 +133,20 @@ class BackgroundHandler(CountsLosses):
             return
         try:
             if any(_wants(handler, record) for handler in self.handlers):
+                if record.args:
+                    self._redact(record)
                 copy = detached(record)
                 if not self._put(copy):
                     self._deliver(copy)
         except Exception:
             self.handleError(record)
+
+    def _redact(self, record: logging.LogRecord) -> None:
+        """Take secrets out of arguments while they still have names: detached, they are text."""
+        for handler in self.handlers:
+            for each in handler.filters:
+                if isinstance(each, RedactingFilter):
+                    each.filter(record)
 
     def _put(self, record: logging.LogRecord) -> bool:
         """Queue the record, or drop one as the rule says; False where no thread will take it."""
@@ -412,6 +422,15 @@ def _drain_at_exit() -> None:
             register(_drain_all)
     except RuntimeError:
         pass  # the interpreter is ending: `logging.shutdown` is to come
+
+
+def finish_queues(timeout_s: float = 2.0) -> None:
+    """Wait until every queue of this process is written, each `timeout_s` seconds at the most.
+
+    May be called by a signal handler, whatever it has interrupted.
+    """
+    for handler in _all_open():
+        handler.drain(timeout_s)
 
 
 def _drain_all() -> None:

@@ -12,11 +12,16 @@ from typing import Any
 from foundry_log.dict_config import MEBIBYTE
 from foundry_log.filters import RedactingFilter
 from foundry_log.formatters import EntryFormatter
+from foundry_log.handlers.background import BackgroundHandler
 from foundry_log.handlers.rotating_jsonl import RotatingJsonlHandler
 
 
 def owned_handler(
-    path: Path, max_size_mb: float, logger: logging.Logger | logging.LoggerAdapter[Any]
+    path: Path,
+    max_size_mb: float,
+    logger: logging.Logger | logging.LoggerAdapter[Any],
+    permissions: int = 0o640,
+    per_process: bool | None = None,
 ) -> RotatingJsonlHandler:
     """Return the handler; its directory is made.
 
@@ -24,9 +29,16 @@ def owned_handler(
         path: of the file; rotated under names that stay, never pruned.
         max_size_mb: MiB (2^20 bytes) at which it is rotated.
         logger: that says the same for people. Where its records are redacted, so are the entries.
+        permissions: of new files, before the umask.
+        per_process: as of `RotatingJsonlHandler`.
     """
     handler = RotatingJsonlHandler(
-        path, maxBytes=int(max_size_mb * MEBIBYTE), stable_names=True, delay=True
+        path,
+        maxBytes=int(max_size_mb * MEBIBYTE),
+        stable_names=True,
+        delay=True,
+        permissions=permissions,
+        per_process=per_process,
     )
     handler.setFormatter(EntryFormatter())
     handler.addFilter(_SameRedaction(logger))
@@ -56,6 +68,7 @@ def _redactions(logger: Any) -> Iterator[RedactingFilter]:
         logger = logger.logger
     while isinstance(logger, logging.Logger):
         for handler in logger.handlers:
-            for writer in (handler, *getattr(handler, "handlers", ())):
+            behind = handler.handlers if isinstance(handler, BackgroundHandler) else ()
+            for writer in (handler, *behind):
                 yield from (f for f in writer.filters if isinstance(f, RedactingFilter))
         logger = logger.parent if logger.propagate else None

@@ -9,9 +9,11 @@ import logging.handlers
 import os
 import pkgutil
 import time
-from collections import Counter
+import weakref
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from foundry_log.clock import timestamp
 from foundry_log.files import filenames, locks
@@ -27,6 +29,7 @@ from foundry_log.records import ENTRY
 _LOOK_EVERY_S = 1.0
 _RETRY_ROTATION_S = 10.0
 _FINISH_WITHIN_S = 5.0
+_LONGEST_NAME = 200  # of 255 bytes; stamps, markers and the like take the others
 
 _log = logging.getLogger("foundry_log.handlers")
 _warned: set[str] = set()  # directories of which this process has said that they are shared
@@ -111,6 +114,15 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         fsync: bool = False,
     ) -> None:
         _check_numbers(mode, maxBytes, backupCount, max_age_days)
+        if permissions & 0o600 != 0o600:
+            raise ValueError(
+                f"permissions={permissions:#o} keep the owner from reading or writing; use 0o640"
+            )
+        if (maxBytes or when) and len(os.fsencode(os.path.basename(filename))) > _LONGEST_NAME:
+            raise ValueError(
+                f"the name of {os.fspath(filename)!r} leaves no room for those of rotated files; "
+                f"use at most {_LONGEST_NAME} bytes"
+            )
         hook = _resolved(after_rotation)
         if (compress or hook) and not stable_names:
             raise ValueError(
@@ -129,14 +141,15 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         )
         super().__init__(filename, mode, maxBytes, backupCount, encoding, True, errors)
         self.failed_rotations: Counter[str] = Counter()
-        self._missing = _Missing()
+        self._start_fresh()
+        _handlers.add(self)
         self._given_name = self.baseFilename
         self._per_process = per_process
         self._named_for = -1  # process
         self._finisher: Finisher | None = None
         if compress or hook:
             self._finisher = Finisher(
-                lambda: self.baseFilename,
+                self._files_of_host,
                 compress=compress,
                 hook=hook,
                 report=self._report_rotation,
@@ -152,6 +165,15 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         if not delay:
             self._open_file()
 
+    def _start_fresh(self) -> None:
+        """Begin with nothing under way: a new handler, or that of a forked child."""
+        # Guarded by the handler's lock.
+        self._waiting: deque[_Waiting] = deque()
+        self._is_writing = False
+        self._is_rotating = False
+        self._missing = _Missing()
+        self._reported = self.losses.total()  # what the parent has lost is the parent's to say
+
     # --- a record to the file ---
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -159,13 +181,41 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         try:
             line = self._line(record)
             notice = self._missing.notice(self._line) if self._missing.causes else None
-            self.acquire()
-            try:
-                self._write(line, record, notice)
-            finally:
-                self.release()
         except Exception:
             self.handleError(record)
+            return
+        for failed, error in self._write_in_turn(_Waiting(line, record, notice)):
+            try:
+                raise error
+            except Exception:
+                self.handleError(failed)
+
+    def _write_in_turn(self, waiting: _Waiting) -> list[tuple[logging.LogRecord, Exception]]:
+        """Write the line, or leave it to the call of this thread that is writing; return failures.
+
+        What logs inside of a write is a signal handler, a finalizer, or a `namer`: from halfway
+        through, its line would be taken for another writer's, and its rotation would wait for ours.
+        """
+        failures: list[tuple[logging.LogRecord, Exception]] = []
+        self.acquire()
+        try:
+            if self._is_writing:
+                self._waiting.append(waiting._replace(may_rotate=False))
+                return failures
+            self._waiting.append(waiting)
+            try:
+                self._is_writing = True
+                while self._waiting:
+                    each = self._waiting.popleft()
+                    try:
+                        self._write(each)
+                    except Exception as error:
+                        failures.append((each.record, error))
+            finally:
+                self._is_writing = False
+        finally:
+            self.release()
+        return failures
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's line, without the newline."""
@@ -173,11 +223,13 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
 
     def _line(self, record: logging.LogRecord) -> bytes:
         text = self.format(record) + self.terminator
-        return text.encode(self.encoding or "utf-8", self.errors or "backslashreplace")
+        line = text.encode(self.encoding or "utf-8", self.errors or "backslashreplace")
+        return line if line.endswith(b"\n") else line + b"\n"  # without, lines could not be told
 
-    def _write(self, line: bytes, record: logging.LogRecord, notice: _Notice | None) -> None:
+    def _write(self, waiting: _Waiting) -> None:
+        line, record, notice, may_rotate = waiting
         try:
-            self._prepare(line, record)
+            self._prepare(len(line) + (len(notice.line) if notice else 0), record, may_rotate)
             if notice is not None and notice.causes <= self._missing.causes:
                 self._file.append(notice.line)  # first: it may fail as well
                 self._missing.causes -= notice.causes
@@ -188,16 +240,18 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         if self._fsync:
             self._file.sync()
 
-    def _prepare(self, line: bytes, record: logging.LogRecord) -> None:
-        """Have the file open that the line belongs to, rotated if it is time."""
+    def _prepare(self, incoming: int, record: logging.LogRecord, may_rotate: bool) -> None:
+        """Have the file open that takes so many more bytes, rotated if it is time."""
         if not self._file.is_open:
             self._open_file()
         else:
             self._keep_up(record, every_s=_LOOK_EVERY_S)
-        if self._asks or "shouldRollover" in self.__dict__:
+        if not may_rotate:
+            due = False
+        elif self._asks or "shouldRollover" in self.__dict__:
             due = bool(self.shouldRollover(record))
         else:
-            due = self._rotates and self._is_due(len(line))
+            due = self._rotates and self._is_due(incoming)
         if due:
             self._roll(record)
 
@@ -214,25 +268,38 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
     def doRollover(self) -> None:
         """Rotate now, unless another process just has; then write on in the new file.
 
+        Called from inside of itself, by a signal handler for one, it does nothing.
+
         Raises:
+            TimeoutError: another process has been rotating for a second; it may be stopped.
             OSError: a file cannot be renamed or opened; the old one is written on.
         """
         self.acquire()
         try:
-            if not self._file.is_open:
-                self._open_file()
-            if not self._file.is_regular:
+            if self._is_rotating:
                 return
-            lock = filenames.lock_name(self.baseFilename)
-            with locks.exclusive_file(lock, self._permissions):
-                if not self._file.moved():
-                    self._archive()
-                self._follow()
-                self._prune()
+            try:
+                self._is_rotating = True
+                self._rotate_now()
+            finally:
+                self._is_rotating = False
         finally:
             self.release()
         if self._finisher is not None:
             self._finisher.start()
+
+    def _rotate_now(self) -> None:
+        if not self._file.is_open:
+            self._open_file()
+        if not self._file.is_regular:
+            return
+        lock = filenames.lock_name(self.baseFilename)
+        with locks.exclusive_file(lock, self._permissions, unless=self._file.moved) as is_ours:
+            if is_ours and not self._file.moved():
+                self._archive()
+            self._follow()
+            if is_ours:
+                self._prune()
 
     @property
     def _rotates(self) -> bool:  # asked each time: the stdlib's limits may be set later too
@@ -268,9 +335,13 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
                 self._finisher.mark(target)
             self.rotate(self.baseFilename, target)
             return
-        last = self.backupCount
-        while os.path.exists(self._numbered(last)) and locks.in_use(self._numbered(last)):
-            last += 1  # a slow writer's file moves on, and is removed later
+        last = min(1, self.backupCount)
+        # Up to the first free number, where a rotation that was killed has left a gap; beyond the
+        # count where a slow writer's file moves on, to be removed later.
+        while os.path.exists(self._numbered(last)) and (
+            last < self.backupCount or locks.in_use(self._numbered(last))
+        ):
+            last += 1
         for number in range(last - 1, -1, -1):
             source = self._numbered(number) if number else self.baseFilename
             if os.path.exists(source):
@@ -323,8 +394,13 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         self._finish_marked()  # what a process that was killed has left
 
     def _finish_marked(self) -> None:
-        if self._finisher is not None and filenames.marked_files(self.baseFilename):
-            self._finisher.start()
+        if self._finisher is not None:
+            self._finisher.start_if_marked()
+
+    def _files_of_host(self) -> list[str]:
+        """Return the live file, and with it those of this host's other processes, also of ended."""
+        others = filenames.process_files(self._given_name, filenames.host_part(host_name()))
+        return list(dict.fromkeys([self.baseFilename, *others]))
 
     def _name_for_process(self) -> None:
         """Take the file's name; where several processes cannot share it, one of this process."""
@@ -352,7 +428,8 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
 
     def _set_due(self) -> None:
         if self._schedule is not None and self._file.is_regular:
-            started = _last_written(self.baseFilename) if self._file.size else time.time()
+            now = time.time()  # a clock that was ahead must not put rotation off
+            started = min(_last_written(self.baseFilename), now) if self._file.size else now
             self._due_at = self._schedule.next_boundary(started)
 
     def _keep_up(self, record: logging.LogRecord, every_s: float = 0.0) -> None:
@@ -383,6 +460,25 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
 
 
 _DEFAULT_FORMATTER = JsonFormatter()
+_handlers: weakref.WeakSet[RotatingJsonlHandler] = weakref.WeakSet()
+
+
+def _start_fresh_after_fork() -> None:
+    for handler in list(_handlers):
+        handler._start_fresh()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_fresh_after_fork)
+
+
+class _Waiting(NamedTuple):
+    """A line to be written, and the notice that is to stand before it."""
+
+    line: bytes
+    record: logging.LogRecord
+    notice: _Notice | None
+    may_rotate: bool = True  # False for what a rotation itself may have logged: no end otherwise
 
 
 @dataclass(frozen=True)

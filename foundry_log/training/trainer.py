@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from foundry_log import signals
 from foundry_log.adapters import StructuredLogger
@@ -52,14 +52,19 @@ class Trainer:
         self.config = config
         self.directory = RunDirectory.of(base_dir, config.experiment_name)
         self.logger = StructuredLogger("foundry_log.training", config)
+        files: dict[str, Any] = {
+            "file_permissions": config.logging.file_permissions,
+            "one_file_per_process": config.logging.one_file_per_process,
+        }
         self.metrics = MetricsLogger(
             config.experiment_name,
             self.directory.path,
             max_size_mb=config.logging.max_log_size_mb,
+            **files,
         )
         self.performance = PerformanceLogger(self.logger)
         self.errors = ErrorTracker(
-            self.logger, self.directory.path, config.logging.max_errors_to_track
+            self.logger, self.directory.path, config.logging.max_errors_to_track, **files
         )
         self.result: TrainingResult | None = None
         self._progress = Progress()
@@ -85,7 +90,7 @@ class Trainer:
             self.config,
             self.directory.path,
             context={"device": device},
-            handle_signals=signals.is_free(),
+            handle_signals=signals.is_possible(),
         ):
             try:
                 self._run(tokenizer, device)
@@ -151,7 +156,9 @@ class Trainer:
     def _finish(self, result: TrainingResult) -> None:
         """Write the timing report and the last record, and close the run's own files."""
         try:
-            self.performance.export_timing_report(self.directory.timing_report)
+            self.performance.export_timing_report(
+                self.directory.timing_report, permissions=self.config.logging.file_permissions
+            )
         except OSError as error:
             self.logger.warning("The timing report could not be written: %s", error)
         if result.interrupted:

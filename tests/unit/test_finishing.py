@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import signal
+import socket
 import stat
 import threading
 import time
@@ -49,7 +50,7 @@ def finisher(path: Path) -> Iterator[Callable[..., Finisher]]:
 
     def make(*, compress: bool = False, hook: Hook | None = None, report: Any = None) -> Finisher:
         report = report or Reports()
-        made.append(Finisher(lambda: str(path), compress=compress, hook=hook, report=report))
+        made.append(Finisher(lambda: [str(path)], compress=compress, hook=hook, report=report))
         return made[-1]
 
     yield make
@@ -328,6 +329,23 @@ def test_the_next_process_finishes_what_a_killed_one_has_left(path: Path) -> Non
     handler.close()
     assert told == filenames.rotated_files(str(path))
     assert len(told) == 2
+
+
+def test_files_of_this_hosts_ended_processes_are_finished_and_no_others(path: Path) -> None:
+    """Where each process has a file of its own nobody else would come for them."""
+    host = socket.gethostname()
+    ended = filenames.process_name(str(path), host, 1)
+    elsewhere = filenames.process_name(str(path), f"{host}-2", 1)
+    names = [filenames.stamped_name(each, 1.0) for each in (ended, elsewhere)]
+    for name in names:
+        Path(name).write_text("line\n")
+        Path(filenames.marker_name(name)).touch()
+    told: list[str] = []
+    handler = RotatingJsonlHandler(
+        path, per_process=True, stable_names=True, after_rotation=told.append
+    )
+    handler.close()
+    assert told == names[:1]
 
 
 def test_closing_finishes_what_others_rotated_while_this_process_was_idle(path: Path) -> None:

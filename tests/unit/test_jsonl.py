@@ -670,6 +670,20 @@ def test_a_cursor_waits_for_a_line_behind_a_fragment(path: Path) -> None:
     assert advanced(cursor) == []
 
 
+def test_a_cursor_waits_for_such_a_line_with_another_behind_it_too(path: Path) -> None:
+    """A third writer was faster than the second's healing."""
+    path.write_bytes(lines(1) + b'{"n":' + lines(2, 3))
+
+    def heal() -> None:
+        with open(path, "r+b") as file:
+            file.seek(len(lines(1)))
+            file.write(b"     ")
+
+    got: list[int] = []
+    JsonlCursor(path).advance(lambda entry: (got.append(entry["n"]), heal()))  # type: ignore[arg-type,func-returns-value]
+    assert got == [1, 2, 3]
+
+
 # --- while somebody writes and rotates ---
 
 

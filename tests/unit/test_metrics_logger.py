@@ -646,3 +646,18 @@ class TestMetricsLoggerRecords:
         inside, outside = lines(metrics_logger.metrics_file)
         assert inside["context"] == {"run_id": "r7"}
         assert set(outside) == {"timestamp", "step", "epoch", "metrics"}
+
+
+def test_questions_find_the_file_after_a_change_of_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative directory is where it was when the logger was made."""
+    monkeypatch.chdir(tmp_path)
+    metrics = MetricsLogger("x", "relative")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    metrics.log_step(1, 0, {"loss": 2.0})
+    metrics.close()
+
+    assert [entry["step"] for entry in metrics.get_metrics_history()] == [1]
+    assert metrics.compute_statistics("loss")["count"] == 1

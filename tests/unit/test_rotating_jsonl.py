@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import gc
 import gzip
 import json
 import logging
@@ -16,6 +17,7 @@ import random
 import re
 import resource
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -181,6 +183,7 @@ def test_an_opening_that_fails_raises_at_set_up(path: Path) -> None:
         ({"maxBytes": -1}, "maxBytes=-1 .* 0 or more"),
         ({"backupCount": -1}, "backupCount=-1 must be 0 or more"),
         ({"max_age_days": 0}, "max_age_days=0 must be above 0"),
+        ({"permissions": 0o440}, "permissions=0o440 keep the owner from reading or writing"),
         ({"when": "noon"}, "when='noon' is no unit"),
         ({"when": "H", "interval": 0}, "interval=0 must be"),
         ({"encoding": "utf-16"}, "does not keep ASCII; use 'utf-8'"),
@@ -197,6 +200,26 @@ def test_a_parameter_out_of_range_is_refused(
     with pytest.raises(ValueError, match=rule):
         RotatingJsonlHandler(path, **options)
     assert not path.exists()
+
+
+def test_a_name_that_leaves_no_room_for_rotated_ones_is_refused(tmp_path: Path) -> None:
+    """255 bytes are all there is; without rotation the name may use them."""
+    name = tmp_path / ("x" * 230)
+    with pytest.raises(ValueError, match="use at most 200 bytes"):
+        RotatingJsonlHandler(name, maxBytes=1, backupCount=1)
+    RotatingJsonlHandler(name).close()
+
+
+def test_a_file_from_the_future_is_rotated_in_time_all_the_same(make: Make, path: Path) -> None:
+    """Its clock was ahead, and has been put right since."""
+    path.write_text("old\n")
+    os.utime(path, (time.time() + 86_400, time.time() + 86_400))
+    handler = make(when="S", stable_names=True)
+    deadline = time.monotonic() + DEADLINE_S
+    while not filenames.rotated_files(str(path)):
+        assert time.monotonic() < deadline
+        log(handler, "new")
+    assert history(path)[0] == "old"
 
 
 def test_latin_1_is_written_as_latin_1(make: Make, path: Path) -> None:
@@ -1104,6 +1127,229 @@ print(json.dumps({
     assert found["lost"] > 50
     assert found["missing"] == found["lost"]
     assert found["causes"] == ["OSError ENOSPC"]
+
+
+# --- who logs while a line is being written ---
+
+
+def run_alone(script: str, path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("max_bytes", [0, 2_000])
+def test_a_signal_handler_that_logs_anywhere_in_a_write_loses_nothing(
+    path: Path, max_bytes: int
+) -> None:
+    """At a thousand signals a second or so, inside of writes, healing and rotations."""
+    script = f"""
+import logging, os, signal, sys, time
+from foundry_log import RotatingJsonlHandler
+handler = RotatingJsonlHandler(sys.argv[1], maxBytes={max_bytes}, stable_names=True)
+handler.setFormatter(logging.Formatter('{{"name": "%(message)s"}}'))
+counts = {{"main": 0, "signal": 0}}
+def log(kind):
+    handler.handle(logging.makeLogRecord({{"msg": f"{{kind}}-{{counts[kind]}}"}}))
+    counts[kind] += 1
+def on_signal(*_):
+    log("signal")
+    signal.setitimer(signal.ITIMER_REAL, 0.0005)
+signal.signal(signal.SIGALRM, on_signal)
+signal.setitimer(signal.ITIMER_REAL, 0.0005)
+until = time.monotonic() + 1.5
+while time.monotonic() < until:
+    log("main")
+signal.setitimer(signal.ITIMER_REAL, 0)
+handler.close()
+print(counts["main"], counts["signal"], dict(handler.losses), dict(handler.failed_rotations))
+"""
+    done = run_alone(script, path)
+    assert (done.returncode, done.stderr) == (0, "")
+    main, signals, *lost = done.stdout.split(maxsplit=2)
+    assert lost == ["{} {}\n"]
+    reader = read_jsonl(path)
+    found = Counter(entry["name"] for entry in reader)
+    expected = [f"main-{n}" for n in range(int(main))]
+    expected += [f"signal-{n}" for n in range(int(signals))]
+    assert int(signals) > 100
+    assert found == Counter(expected)
+    assert reader.skipped == 0
+
+
+@pytest.mark.parametrize("hook", ["namer", "rotator"])
+def test_a_namer_or_rotator_that_logs_does_not_wait_for_itself(path: Path, hook: str) -> None:
+    """Its record follows the one that it was called for."""
+    script = f"""
+import logging, os, sys
+from foundry_log import RotatingJsonlHandler
+handler = RotatingJsonlHandler(sys.argv[1], maxBytes=1, backupCount=9)
+handler.setFormatter(logging.Formatter("%(message)s"))
+def log(text):
+    handler.handle(logging.makeLogRecord({{"msg": text}}))
+def namer(name):
+    log("named")
+    return name
+def rotator(source, target):
+    log("rotated")
+    handler.doRollover()
+    os.rename(source, target)
+handler.{hook} = {hook}
+log("one")
+log("two")
+handler.close()
+print(dict(handler.losses), dict(handler.failed_rotations))
+"""
+    done = run_alone(script, path)
+    assert (done.stdout, done.stderr) == ("{} {}\n", "")
+    assert {"one", "two"} < set(history(path))
+
+
+def test_a_terminator_without_a_newline_gets_one(make: Make, path: Path) -> None:
+    """Otherwise the lines of two writers could not be told apart."""
+    one, two = make(), make()
+    one.terminator = two.terminator = "\r"
+    log(one, "a")
+    log(two, "b")
+    log(one, "c")
+    assert path.read_bytes() == b"a\r\nb\r\nc\r\n"
+
+
+def test_a_rotation_waits_a_second_for_one_that_was_stopped(path: Path) -> None:
+    """Then it is counted as failed, once reported, and the record goes to the old file."""
+    holder = os.fork()
+    if holder == 0:
+        try:
+            with locks.exclusive_file(filenames.lock_name(str(path)), 0o600):
+                path.with_name("held").touch()
+                os.kill(os.getpid(), signal.SIGSTOP)
+        finally:
+            os._exit(0)
+    try:
+        deadline = time.monotonic() + DEADLINE_S
+        while not path.with_name("held").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        done = run_alone(
+            """
+import logging, sys
+from foundry_log import RotatingJsonlHandler
+handler = RotatingJsonlHandler(sys.argv[1], maxBytes=1, stable_names=True)
+handler.setFormatter(logging.Formatter("%(message)s"))
+for number in range(100):
+    handler.handle(logging.makeLogRecord({"msg": number}))
+print(dict(handler.losses), dict(handler.failed_rotations))
+""",
+            path,
+        )
+    finally:
+        os.kill(holder, signal.SIGCONT)
+        os.waitpid(holder, 0)
+    assert done.stdout == "{} {'TimeoutError ETIMEDOUT': 1}\n"
+    assert done.stderr.count("--- Logging error ---") == 1
+    assert [int(line) for line in path.read_text().splitlines()] == list(range(100))
+
+
+def test_a_rotation_killed_in_the_middle_of_its_shift_strips_no_archive(
+    make: Make, path: Path
+) -> None:
+    """The gap that it left is filled by the next; what retention covers stays."""
+    handler = make(maxBytes=1, backupCount=4)
+    log(handler, *range(5))
+    os.rename(f"{path}.2", f"{path}.3.moved")  # .4 and .3 have been shifted, .2 not yet
+    os.remove(f"{path}.4")
+    os.rename(f"{path}.3", f"{path}.4")
+    os.rename(f"{path}.3.moved", f"{path}.3")
+    assert history(path) == ["1", "2", "3", "4"]
+    log(handler, 5)
+    assert history(path) == ["1", "2", "3", "4", "5"]
+
+
+def test_a_child_does_not_repeat_what_the_parent_has_lost(path: Path, no_room: Any) -> None:
+    """Neither in the file nor at its close."""
+    handler = RotatingJsonlHandler(path, delay=True)
+    with no_room():
+        log(handler, "lost")
+    pid = os.fork()
+    if pid == 0:
+        log(handler, "child")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert [entry["message"] for entry in read_jsonl(path)] == ["child"]
+    log(handler, "parent")
+    handler.close()
+    messages = [entry["message"] for entry in read_jsonl(path)]
+    assert len(messages) == 3
+    assert "1 records" in messages[1]
+
+
+def test_a_handler_that_is_dropped_keeps_nothing_open(path: Path) -> None:
+    """As the stdlib's."""
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(5):
+        log(RotatingJsonlHandler(path), "x")
+    gc.collect()
+    assert len(os.listdir("/dev/fd")) == before
+    assert not locks.in_use(str(path))
+
+
+def test_children_forked_while_files_are_opened_hold_none_of_them(path: Path) -> None:
+    """A rotated file that an idle child held would never be compressed or removed."""
+    done = run_alone(
+        """
+import logging, os, signal, sys, threading, warnings
+from foundry_log import RotatingJsonlHandler
+from foundry_log.files import filenames, locks
+warnings.simplefilter("ignore")
+handler = RotatingJsonlHandler(sys.argv[1], maxBytes=1, stable_names=True)
+stop = threading.Event()
+def write():
+    while not stop.is_set():
+        handler.handle(logging.makeLogRecord({"msg": "x"}))
+thread = threading.Thread(target=write)
+thread.start()
+children = []
+for _ in range(60):
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    children.append(pid)
+stop.set()
+thread.join()
+held = [name for name in filenames.rotated_files(sys.argv[1]) if locks.in_use(name)]
+for pid in children:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+print(len(held))
+""",
+        path,
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_rotated_files_that_may_only_be_read_are_pruned(path: Path) -> None:
+    """A hook may have protected them; the directory decides who removes."""
+    script = """
+import logging, os, sys
+from foundry_log import RotatingJsonlHandler
+os.chmod(os.path.dirname(sys.argv[1]), 0o777)
+os.setgid(65534), os.setuid(65534)
+handler = RotatingJsonlHandler(sys.argv[1], maxBytes=1, backupCount=1, stable_names=True)
+handler.rotator = lambda source, target: (os.rename(source, target), os.chmod(target, 0o444))
+for number in range(5):
+    handler.handle(logging.makeLogRecord({"msg": number}))
+print(dict(handler.losses), dict(handler.failed_rotations))
+"""
+    if os.getuid() != 0:
+        pytest.skip("needs root to become somebody else")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        done = run_alone(script, Path(folder, "run.jsonl"))
+        assert (done.stdout, done.stderr) == ("{} {}\n", "")
+        assert len(filenames.rotated_files(os.path.join(folder, "run.jsonl"))) == 1
 
 
 # --- a file system where processes cannot share a file ---

@@ -482,6 +482,16 @@ class TestRedaction:
         assert "u:[redacted]@host" in shown
         assert strict_lines(tmp_path / "run.jsonl")[0]["context"]["api_key"] == "[redacted]"
 
+    def test_a_queue_redacts_arguments_by_their_names(
+        self, tmp_path: Path, existing: logging.Logger
+    ) -> None:
+        """GIVEN named arguments WHEN they are queued THEN they are redacted first."""
+        config = LoggingConfig(redact_secrets=True, background_writing=True)
+        with configure(config, tmp_path, console=False) as session:
+            existing.info("login %(user)s %(api_key)s", {"user": "u", "api_key": "S14"})
+
+        assert strict_lines(session.directory.jsonl)[0]["message"] == "login u [redacted]"
+
     def test_the_command_in_run_info_has_none(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -573,6 +583,58 @@ with bound(run_id="r7"):
         assert len(floods) + sum(dropped) == 5000
         assert bool(dropped) == (rule != "block")
         assert last["context"]["run_id"] == "r7"
+
+    def test_what_the_main_thread_logs_on_is_written_too(self, tmp_path: Path) -> None:
+        """GIVEN a queue and a loop that logs WHEN SIGTERM comes THEN no line is lost."""
+        script = """
+import logging, os, signal, sys, threading
+from foundry_log import LoggingConfig, configure
+config = LoggingConfig(background_writing=True)
+configure(config, sys.argv[1], console=False, handle_signals=True)
+notes = os.open(os.path.join(sys.argv[1], "notes"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+number = 0
+while True:
+    logging.info("%d", number)
+    os.write(notes, b"%d\\n" % number)
+    number += 1
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        lines = strict_lines(tmp_path / "run.jsonl")
+        found = [line["message"] for line in lines if line["logger"] == "root"]
+        told = (tmp_path / "notes").read_text().splitlines()
+        assert done.returncode == -signal.SIGTERM
+        assert len(told) > 100
+        assert found[: len(told)] == told
+
+    def test_sessions_inside_each_other_share_one_watch(self, tmp_path: Path) -> None:
+        """GIVEN both handle signals WHEN SIGTERM comes THEN one record says so, in the inner."""
+        script = """
+import logging, os, signal, sys, time
+from foundry_log import LoggingConfig, configure
+for name in ("outer", "inner"):
+    config = LoggingConfig(background_writing=True)
+    configure(config, os.path.join(sys.argv[1], name), console=False, handle_signals=True)
+logging.info("in the inner")
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(60)
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == -signal.SIGTERM
+        lines = strict_lines(tmp_path / "inner" / "run.jsonl")
+        assert [line["logger"] for line in lines] == ["root", "foundry_log.signals"]
 
     def test_close_gives_the_signals_back(self, tmp_path: Path) -> None:
         """GIVEN a session that handles signals WHEN it is closed THEN all is as before."""

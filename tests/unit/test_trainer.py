@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -540,3 +541,19 @@ def test_it_trains_on_a_gpu(tiny_config: ExperimentConfig, tmp_path: Path) -> No
     result = trainer.train()
     assert (result.device, result.steps) == ("cuda", 10)
     assert any(message.startswith("GPU memory") for message in messages(trainer))
+
+
+def test_every_file_of_a_run_has_the_permissions(
+    tmp_path: Path, tiny_config: ExperimentConfig
+) -> None:
+    """GIVEN 0600 WHEN a run writes all that it writes THEN nobody else may read any of it."""
+    tiny_config.logging.file_permissions = 0o600
+    trainer = Trainer(tiny_config, tmp_path)
+    trainer.train()
+    trainer.errors.log_error(ValueError("x"))
+    trainer.errors.close()
+
+    files = [path for path in trainer.directory.path.iterdir() if path.suffix != ".lock"]
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in files if path.is_file()}
+    assert len(modes) >= 6
+    assert set(modes.values()) == {0o600}, modes
