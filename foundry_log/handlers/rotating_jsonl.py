@@ -11,11 +11,8 @@ import pkgutil
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from foundry_log.clock import timestamp
 from foundry_log.files import filenames, locks
 from foundry_log.files.append_file import AppendFile
 from foundry_log.files.filesystems import shared_kind
@@ -23,8 +20,8 @@ from foundry_log.files.finishing import Finisher, Hook
 from foundry_log.files.schedule import Schedule
 from foundry_log.formatters import JsonFormatter
 from foundry_log.handlers.losses import CountsLosses, cause_of
+from foundry_log.handlers.missing import Missing, Notice
 from foundry_log.process import host_name
-from foundry_log.records import ENTRY
 
 _LOOK_EVERY_S = 1.0
 _RETRY_ROTATION_S = 10.0
@@ -171,7 +168,7 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         self._waiting: deque[_Waiting] = deque()
         self._is_writing = False
         self._is_rotating = False
-        self._missing = _Missing()
+        self._missing = Missing()
         self._reported = self.losses.total()  # what the parent has lost is the parent's to say
 
     # --- a record to the file ---
@@ -203,19 +200,23 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
                 self._waiting.append(waiting._replace(may_rotate=False))
                 return failures
             self._waiting.append(waiting)
-            try:
-                self._is_writing = True
-                while self._waiting:
-                    each = self._waiting.popleft()
-                    try:
-                        self._write(each)
-                    except Exception as error:
-                        failures.append((each.record, error))
-            finally:
-                self._is_writing = False
+            while self._waiting:  # asked again once nobody leaves lines to us any more
+                try:
+                    self._is_writing = True
+                    self._write_waiting(failures)
+                finally:
+                    self._is_writing = False
         finally:
             self.release()
         return failures
+
+    def _write_waiting(self, failures: list[tuple[logging.LogRecord, Exception]]) -> None:
+        while self._waiting:
+            each = self._waiting.popleft()
+            try:
+                self._write(each)
+            except Exception as error:
+                failures.append((each.record, error))
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's line, without the newline."""
@@ -477,48 +478,8 @@ class _Waiting(NamedTuple):
 
     line: bytes
     record: logging.LogRecord
-    notice: _Notice | None
+    notice: Notice | None
     may_rotate: bool = True  # False for what a rotation itself may have logged: no end otherwise
-
-
-@dataclass(frozen=True)
-class _Notice:
-    """A line that says how many records are missing, and which of the handler's it counts."""
-
-    line: bytes
-    causes: Counter[str]
-
-
-class _Missing:
-    """Counts the records that the file has not got since it was last told of some."""
-
-    def __init__(self) -> None:
-        self.causes: Counter[str] = Counter()  # guarded by the handler's lock
-        self._first = self._last = 0.0
-
-    def add(self, cause: str, record: logging.LogRecord) -> None:
-        self._last = record.created
-        self._first = self._first if self.causes else record.created
-        self.causes[cause] += 1
-
-    def notice(self, write: Callable[[logging.LogRecord], bytes]) -> _Notice:
-        """Return the notice, in the handler's format where that can be."""
-        causes = Counter(self.causes)
-        listed = ", ".join(f"{cause}: {count}" for cause, count in causes.items())
-        text = f"missing here, since they could not be written: {causes.total()} records ({listed})"
-        fields = {
-            "missing_records": causes.total(),
-            "causes": dict(causes),
-            "first_missing": timestamp(self._first),
-            "last_missing": timestamp(self._last),
-        }
-        record = logging.LogRecord(_log.name, logging.WARNING, "", 0, text, None, None)
-        record.__dict__.update(fields)
-        record.__dict__[ENTRY] = {"message": text, **fields}  # a file of entries has nothing else
-        try:
-            return _Notice(write(record), causes)
-        except Exception:  # a format that asks for fields of its own records
-            return _Notice((_DEFAULT_FORMATTER.format(record) + "\n").encode(), causes)
 
 
 def _resolved(hook: Hook | str | None) -> Hook | None:

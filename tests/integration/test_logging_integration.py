@@ -19,10 +19,12 @@ import pytest
 from foundry_log import (
     ExperimentConfig,
     JsonFormatter,
+    LoggingConfig,
     RotatingJsonlHandler,
     RunDirectory,
     StructuredLogger,
     Trainer,
+    configure,
     read_jsonl,
 )
 
@@ -484,3 +486,28 @@ class TestEndToEnd:
         """
         people = everything.directory.log.read_text().splitlines()
         assert len(people) == len(strict_lines(everything.directory.jsonl))
+
+
+class Rows(torch.utils.data.Dataset):  # type: ignore[misc]
+    """Logs each row that it is asked for, in whatever process."""
+
+    def __len__(self) -> int:
+        return 400
+
+    def __getitem__(self, index: int) -> int:
+        logging.getLogger("rows").info("row %d %s", index, "x" * 5_000, extra={"row": index})
+        return index
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_data_loader_workers_write_the_runs_files(tmp_path: Path, background: bool) -> None:
+    """GIVEN two workers WHEN each row is logged and the file rotates THEN each stands once."""
+    config = LoggingConfig(max_log_size_mb=1, background_writing=background)
+    with configure(config, tmp_path, console=False) as session:
+        loader = torch.utils.data.DataLoader(Rows(), batch_size=8, num_workers=2)
+        assert sum(len(batch) for batch in loader) == 400
+
+    found = [line["context"]["row"] for line in read_jsonl(session.directory.jsonl)]
+    assert sorted(found) == list(range(400))
+    assert len(list(tmp_path.glob("run.*.jsonl"))) >= 1
