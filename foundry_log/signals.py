@@ -230,10 +230,13 @@ class SignalWatch:
     def _serve(self, number: int) -> None:
         """Drain, then have the action run in the main thread."""
         self._done.discard(number)
+        arrived = self._arrivals.pop(number)
         if number not in self._ran:
             self._read(_MAIN_COMES_S)  # most of the time with the scopes of the main thread
+        if number in self._done:
+            return  # it was passed on: somebody closes
         try:
-            self._drain(number, self._arrivals.pop(number))
+            self._drain(number, arrived)
         except RuntimeError:
             pass  # no thread is to be had: the action must come all the same
         if _is_asyncio(self._previous[number]):
