@@ -1313,17 +1313,19 @@ def write():
 thread = threading.Thread(target=write)
 thread.start()
 children = []
-for _ in range(60):
-    pid = os.fork()
-    if pid == 0:
-        signal.pause()
-    children.append(pid)
-stop.set()
-thread.join()
-held = [name for name in filenames.rotated_files(sys.argv[1]) if locks.in_use(name)]
-for pid in children:
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+try:
+    for _ in range(60):
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+        children.append(pid)
+    stop.set()
+    thread.join()
+    held = [name for name in filenames.rotated_files(sys.argv[1]) if locks.in_use(name)]
+finally:
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 print(len(held))
 """,
         path,

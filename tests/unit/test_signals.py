@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs POSIX signals"),
 ]
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 SETUP = """
 import ctypes, logging, os, random, signal, sys, threading, time
@@ -62,8 +62,13 @@ def running(script: str, path: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that has said it is ready; killed at the deadline, wherever it hangs."""
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, str(path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **pipes) as process:
-        limit = threading.Timer(DEADLINE_S, process.kill)
+    with subprocess.Popen(command, text=True, start_new_session=True, **pipes) as process:
+
+        def kill() -> None:
+            with contextlib.suppress(ProcessLookupError):  # its children too: they have the pipes
+                os.killpg(process.pid, signal.SIGKILL)
+
+        limit = threading.Timer(DEADLINE_S, kill)
         limit.start()
         try:
             assert process.stdout is not None
@@ -73,7 +78,7 @@ def running(script: str, path: Path) -> Iterator[subprocess.Popen[str]]:
         finally:
             limit.cancel()
             limit.join()
-            process.kill()
+            kill()
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
