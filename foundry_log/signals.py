@@ -412,8 +412,12 @@ _live: weakref.WeakSet[SignalWatch] = weakref.WeakSet()
 
 
 def _is_forking(frame: FrameType | None) -> bool:
-    """Return whether this thread forks; the frame tells at the first step of the first hook."""
-    return _fork.is_running or (frame is not None and frame.f_code is _block_before_fork.__code__)
+    """Return whether this thread forks; the frames tell at the first step of the first hook."""
+    while frame is not None:  # also below a handler that another signal interrupts
+        if frame.f_code is _block_before_fork.__code__:
+            return True
+        frame = frame.f_back
+    return _fork.is_running
 
 
 def _block_before_fork() -> None:

@@ -1301,7 +1301,7 @@ def test_children_forked_while_files_are_opened_hold_none_of_them(path: Path) ->
     """A rotated file that an idle child held would never be compressed or removed."""
     done = run_alone(
         """
-import logging, os, signal, sys, threading, warnings
+import logging, os, signal, sys, threading, time, warnings
 from foundry_log import RotatingJsonlHandler
 from foundry_log.files import filenames, locks
 warnings.simplefilter("ignore")
@@ -1321,7 +1321,11 @@ try:
         children.append(pid)
     stop.set()
     thread.join()
-    held = [name for name in filenames.rotated_files(sys.argv[1]) if locks.in_use(name)]
+    until = time.monotonic() + 20  # a child may not have run so far
+    while held := [n for n in filenames.rotated_files(sys.argv[1]) if locks.in_use(n)]:
+        if time.monotonic() > until:
+            break
+        time.sleep(0.01)
 finally:
     for pid in children:
         os.kill(pid, signal.SIGKILL)
