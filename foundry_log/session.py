@@ -151,7 +151,7 @@ def configure(
         directory: of the files; None for `<experiment>/output`, or `logs` without an experiment.
         context: more fields for every record.
         console: show records on standard error.
-        handle_signals: at SIGTERM, SIGHUP and SIGXCPU, or those given, a last record says why and
+        handle_signals: at SIGTERM, SIGHUP and SIGXCPU, or those given, a record says why and
             when, everything is flushed and synced, and then your handler or the default action
             follows; see `foundry_log.signals.SignalWatch`. In the main thread only.
 

@@ -1,4 +1,4 @@
-"""A signal that ends the run: a last record, everything on disk, and only then its own action.
+"""A signal that ends the run: a record of it, everything on disk, and only then its own action.
 
 The parts tell each other what happened through one pipe, which a thread, the watcher, reads:
 
