@@ -15,7 +15,7 @@ __version__ = "0.2.0"
 
 _HOME = {
     "BackgroundHandler": "handlers.background",
-    "ConsoleFormatter": "formatters",
+    "ConsoleFormatter": "text_formatters",
     "ConsoleHandler": "handlers.console",
     "ContextFilter": "filters",
     "ErrorTracker": "error_tracker",
@@ -25,7 +25,7 @@ _HOME = {
     "LoggingSession": "session",
     "MetricsLogger": "metrics",
     "PerformanceLogger": "performance",
-    "PlainFormatter": "formatters",
+    "PlainFormatter": "text_formatters",
     "RedactingFilter": "filters",
     "RotatingJsonlHandler": "handlers.rotating_jsonl",
     "RunDirectory": "run_directory",
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from foundry_log.encoding import decode_line, encode_line
     from foundry_log.error_tracker import ErrorTracker
     from foundry_log.filters import ContextFilter, RedactingFilter
-    from foundry_log.formatters import ConsoleFormatter, JsonFormatter, PlainFormatter
+    from foundry_log.formatters import JsonFormatter
     from foundry_log.handlers.background import BackgroundHandler
     from foundry_log.handlers.console import ConsoleHandler
     from foundry_log.handlers.rotating_jsonl import RotatingJsonlHandler
@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from foundry_log.performance import PerformanceLogger
     from foundry_log.run_directory import RunDirectory
     from foundry_log.session import LoggingSession, configure
+    from foundry_log.text_formatters import ConsoleFormatter, PlainFormatter
     from foundry_log.training.trainer import Trainer
 
 

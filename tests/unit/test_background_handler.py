@@ -32,10 +32,10 @@ from foundry_log import (
     StructuredLogger,
     bound,
 )
-from foundry_log.formatters import ConsoleFormatter, PlainFormatter
 from foundry_log.handlers import background
 from foundry_log.jsonl import read_jsonl
 from foundry_log.records import KEPT
+from foundry_log.text_formatters import ConsoleFormatter, PlainFormatter
 
 pytestmark = pytest.mark.unit
 

@@ -27,8 +27,9 @@ from foundry_log import (
     bound,
     decode_line,
 )
-from foundry_log.formatters import BASE_FIELDS, EntryFormatter
+from foundry_log.formatters import EntryFormatter
 from foundry_log.records import TEXT, entry_record, structured
+from foundry_log.text_formatters import BASE_FIELDS
 
 pytestmark = pytest.mark.unit
 

@@ -31,7 +31,7 @@ LAYERS = (
     # records and configuration
     {"context", "records", "config", "dict_config", "run_directory"},
     # formatters and filters
-    {"formatters", "filters"},
+    {"formatters", "text_formatters", "filters"},
     # handlers and readers
     {"handlers.*", "jsonl"},
     # loggers and the set-up
