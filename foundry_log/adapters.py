@@ -6,12 +6,14 @@ import logging
 import operator
 import sys
 from collections.abc import Mapping
+from logging import DEBUG, INFO
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from foundry_log.context import bound_fields
 from foundry_log.encoding import to_plain
 from foundry_log.exception_data import ExcInfo, exc_info_of
+from foundry_log.handlers.direct import log_directly
 from foundry_log.process import base_context
 from foundry_log.records import TEXT, formatted, structured
 
@@ -68,11 +70,13 @@ class StructuredLogger(_Adapter):
 
     def debug(self, message: object, /, *args: object, **context: Any) -> None:  # type: ignore[override]
         """Log at DEBUG; see `log`."""
-        self._send(logging.DEBUG, message, args, context)
+        if self._levels.get(DEBUG) is not False or self._is_replaced():
+            self._send(DEBUG, message, args, context)
 
     def info(self, message: object, /, *args: object, **context: Any) -> None:  # type: ignore[override]
         """Log at INFO; see `log`."""
-        self._send(logging.INFO, message, args, context)
+        if self._levels.get(INFO) is not False or self._is_replaced():
+            self._send(INFO, message, args, context)
 
     def warning(self, message: object, /, *args: object, **context: Any) -> None:  # type: ignore[override]
         """Log at WARNING; see `log`."""
@@ -118,13 +122,37 @@ class StructuredLogger(_Adapter):
         """Take a field away from the records that follow; one that is not there is no error."""
         self.context.pop(name, None)
 
+    @property
+    def logger(self) -> logging.Logger:  # type: ignore[override]
+        """The stdlib logger that is adapted."""
+        return self._logger
+
+    @logger.setter
+    def logger(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        # What the logger has found out about its levels, True or False; empty where a class of
+        # somebody's own decides.
+        self._levels: dict[int, bool] = {}
+        if type(logger).isEnabledFor is logging.Logger.isEnabledFor:
+            self._levels = logger._cache  # type: ignore[attr-defined]
+
+    def _is_replaced(self) -> bool:
+        """Whether somebody (a test, a tracer) has put a `log` on the logger, and wants every call."""
+        return "log" in self._logger.__dict__
+
     def _send(
         self, level: int, message: object, args: tuple[object, ...], context: dict[str, Any]
     ) -> None:
-        logger = self.logger
-        # A `log` that somebody put on the logger itself (a test, a tracer) wants every call.
-        if not logger.isEnabledFor(level) and "log" not in logger.__dict__:
+        logger = self._logger
+        if not logger.isEnabledFor(level) and not self._is_replaced():
             return
+        if not args and type(message) is str and _OPTIONS.isdisjoint(context):
+            try:
+                fields = {**self.context, **bound_fields(), **context}
+            except Exception:  # no mapping, or a key whose code raises
+                fields = _merged(self.context, bound_fields(), context)
+            if log_directly(logger, level, message, fields):
+                return
         options: dict[str, Any] = {}
         extra: dict[Any, Any] = {}
         depth = 1

@@ -37,6 +37,13 @@ class ContextFilter(logging.Filter):
     def __init__(self, fields: Mapping[str, Any] | None = None, name: str = "") -> None:
         super().__init__(name)
         self.fields: dict[str, Any] = to_plain(dict(fields or {}))
+        self.is_direct = type(self) is ContextFilter and not name
+        """Whether all that `filter` does is to put `fields` below the context."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if name in ("filter", "name", "nlen"):
+            object.__setattr__(self, "is_direct", False)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the fields; always True."""

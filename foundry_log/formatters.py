@@ -14,6 +14,7 @@ from foundry_log.encoding import (
     bounded,
     encode_line,
     encode_plain,
+    to_plain,
     too_nested,
 )
 from foundry_log.exception_data import exception_data, traceback_text
@@ -24,8 +25,10 @@ from foundry_log.records import (
     error_of,
     formatted,
     is_entry_plain,
+    is_ordinary,
     mended,
     message_of,
+    whole,
 )
 
 _STANDARD = frozenset(RESERVED_ATTRS)
@@ -79,9 +82,69 @@ class JsonFormatter(BaseJsonFormatter):
             self._required_fields = []
         self._hidden = frozenset(self.reserved_attrs) - _STANDARD
         self._shown = _STANDARD - frozenset(self.reserved_attrs) - {"message", "asctime"}
+        self.is_direct = type(self) is JsonFormatter and self._writes_default_lines()
+        """Whether `line` gives what `format` does for an ordinary record: the lines are the default
+        ones, and nothing was assigned to the formatter since it was made."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if name != "is_direct":
+            object.__setattr__(self, "is_direct", False)
+
+    def _writes_default_lines(self) -> bool:
+        return self.context_key == "context" and not (
+            not self._default_layout
+            or self.caller
+            or self.json_default
+            or self.prefix
+            or self.timestamp
+            or self.rename_fields_keep_missing
+            or self._hidden
+            or self._shown
+        )
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of `record`, without a newline."""
+        return self.encode(record).decode() if self.is_direct else self._formatted(record)
+
+    def encode(self, record: logging.LogRecord) -> bytes:
+        """Return what `format` does, in UTF-8."""
+        try:
+            if self.is_direct and is_ordinary(record):
+                message, behind = message_of(record)
+                if not behind:
+                    context = to_plain(context_of(record))
+                    name, level = record.name, record.levelname
+                    return self.line(record.created, record.levelno, level, name, message, context)
+        except Exception:  # an attribute of a type that the stdlib never gives it
+            pass
+        return self._formatted(record).encode("utf-8", "backslashreplace")
+
+    def line(
+        self, created: float, level: int, level_name: str, name: str, message: str, context: Any
+    ) -> bytes:
+        """Return the line of an ordinary record that has these parts, in UTF-8.
+
+        Right where `is_direct` is true.
+
+        Args:
+            created, level, level_name, name, message: as a LogRecord has them, the message finished.
+            context: plain, as `to_plain` returns it.
+        """
+        if self.static_fields or self.defaults or self.rename_fields:  # filled since it was made
+            parts = (created, level, level_name, name, message, context)
+            return self._formatted(whole(parts)).encode("utf-8", "backslashreplace")
+        return encode_plain(
+            {
+                "timestamp": timestamp(created),
+                "level": level_name,
+                "logger": name,
+                "message": message,
+                "context": context,
+            }
+        )
+
+    def _formatted(self, record: logging.LogRecord) -> str:
         try:
             return self._line(record)
         except Exception:  # an attribute of a type that the stdlib never gives it
@@ -153,8 +216,9 @@ class JsonFormatter(BaseJsonFormatter):
     def _layout(
         self, record: logging.LogRecord, message: str, context: dict[str, Any]
     ) -> dict[str, Any]:
+        fields: dict[str, Any]
         if self._default_layout:
-            fields: dict[str, Any] = {
+            fields = {
                 self._timestamp_key(): timestamp(record.created),
                 "level": record.levelname,
                 "logger": record.name,

@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from itertools import filterfalse
 from typing import Any
 
 from pythonjsonlogger.core import RESERVED_ATTRS
@@ -36,6 +37,10 @@ KEPT = "_foundry_kept"
 """Marks a record that no queue drops."""
 
 _PLAIN_ENTRY = "_foundry_plain_entry"
+
+Parts = tuple[float, int, str, str, str, dict[str, Any]]
+"""What the short way of `foundry_log.handlers.direct` takes in place of a record: its `created`,
+`levelno`, `levelname`, `name`, its finished message and its plain context."""
 
 RESERVED = frozenset({*RESERVED_ATTRS, "taskName", MESSAGE, CONTEXT, TEXT, ENTRY, EXCEPTION})
 """Attributes of a record that are not context: the stdlib's and ours."""
@@ -64,6 +69,31 @@ def entry_record(name: str, level: int, message: str, entry: dict[str, Any]) -> 
     record = logging.getLogRecordFactory()(name, level, "", 0, message, (), None)
     record.__dict__.update({ENTRY: entry, _PLAIN_ENTRY: entry})
     return record
+
+
+def whole(record: logging.LogRecord | Parts) -> logging.LogRecord:
+    """Return the record, or the one that has these parts; it names no line of code."""
+    if isinstance(record, logging.LogRecord):
+        return record
+    created, level, level_name, name, message, context = record
+    made = logging.LogRecord(name, level, "(unknown file)", 0, message, None, None)
+    made.__dict__.update({MESSAGE: message, CONTEXT: context, TEXT: message})
+    made.levelname = level_name
+    made.created = created
+    made.msecs = (created - int(created)) * 1000
+    return made
+
+
+def is_ordinary(record: logging.LogRecord) -> bool:
+    """Whether the record is text with a context: no exception, no stack, and no odd types."""
+    fields = record.__dict__
+    return (
+        type(fields["msg"]) is str
+        and type(fields["levelname"]) is str
+        and type(fields["name"]) is str
+        and not (fields["exc_info"] or fields["exc_text"] or fields["stack_info"])
+        and EXCEPTION not in fields
+    )
 
 
 def is_entry_plain(record: logging.LogRecord) -> bool:
@@ -140,10 +170,9 @@ def context_of(record: logging.LogRecord) -> dict[str, Any]:
     attributes = record.__dict__
     known = attributes.get(CONTEXT)
     context = dict(known if type(known) is dict else bound_fields())
-    if not RESERVED.issuperset(attributes):
-        for name, value in attributes.items():
-            if name not in RESERVED and not (type(name) is str and name.startswith("_")):
-                context[name] = value
+    for name in filterfalse(RESERVED.__contains__, attributes):
+        if not (type(name) is str and name.startswith("_")):
+            context[name] = attributes[name]
     if known is not None and type(known) is not dict:  # an `extra` that took our name
         context[CONTEXT] = known
     return context

@@ -19,6 +19,7 @@ another thread opens a file.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
 import time
@@ -28,6 +29,7 @@ from foundry_log.files import locks
 
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _BLOCK = 65_536
+_CURRENT = os.SEEK_CUR
 _OPEN_ATTEMPTS = 1000
 
 _open_files: weakref.WeakSet[AppendFile] = weakref.WeakSet()
@@ -64,7 +66,8 @@ class AppendFile:
         self._own_end = -1  # where this writer's last line ended
         self._regular = True
         self._identity = (-1, -1)
-        self._looked = 0.0
+        self.looked = -math.inf
+        """When the path was last seen to be the open file, by `time.monotonic`."""
 
     @property
     def is_open(self) -> bool:
@@ -98,21 +101,17 @@ class AppendFile:
         Raises:
             OSError: the line was not written; nothing of it is left in the file.
         """
-        self.open()
+        if self._descriptor < 0:
+            self.open()
         if not self._regular:
             self._write_stream(line)
             return
+        length = len(line)
         written = os.write(self._descriptor, line)
-        end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
-        if written != len(line):
-            self._overwrite(end - written, end)
-            # Asked once more, the kernel either has room again or says what is wrong.
-            written = os.write(self._descriptor, line)
-            end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
-            if written != len(line):
-                self._overwrite(end - written, end)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
-        start, own_end = end - written, self._own_end
+        end = os.lseek(self._descriptor, 0, _CURRENT)
+        if written != length:
+            end = self._written_again(line, end - written, end)
+        start, own_end = end - length, self._own_end
         self._own_end = self.size = end
         if start != own_end and start > 0:
             self._heal(start)
@@ -126,7 +125,7 @@ class AppendFile:
         if self._descriptor < 0 or not self._regular:
             return False
         now = time.monotonic()
-        if every_s and now - self._looked < every_s:
+        if every_s and now - self.looked < every_s:
             return False
         try:
             status = os.stat(self.path)
@@ -136,7 +135,7 @@ class AppendFile:
             return True
         except OSError:
             pass  # the path cannot be looked at; the file that is open can be written
-        self._looked = now
+        self.looked = now
         return False
 
     def reopen(self) -> None:
@@ -166,6 +165,7 @@ class AppendFile:
     def close(self) -> None:
         """Close the descriptors; the next append opens the file again. Idempotent."""
         descriptors, self._descriptor, self._patch = (self._descriptor, self._patch), -1, -1
+        self.looked = -math.inf
         for descriptor in descriptors:
             if descriptor >= 0:
                 os.close(descriptor)
@@ -191,7 +191,7 @@ class AppendFile:
                 self._identity = (status.st_dev, status.st_ino)
                 self._own_end = -1
                 self.size = status.st_size + self._end_line(descriptor, patch, status.st_size)
-                self._looked = time.monotonic()
+                self.looked = time.monotonic()
                 return descriptor, patch
             os.close(descriptor)  # it was rotated away between two calls: take the next one
             time.sleep(0.001)
@@ -227,6 +227,17 @@ class AppendFile:
             return 0 if os.read(patch, 1) == b"\n" else os.write(descriptor, b"\n")
         except OSError:
             return 0  # the first line to be appended mends it, or fails for the same reason
+
+    def _written_again(self, line: bytes, begin: int, end: int) -> int:
+        """Blank the part of the line that was written and write all of it; return its end."""
+        self._overwrite(begin, end)
+        # Asked once more, the kernel either has room again or says what is wrong.
+        written = os.write(self._descriptor, line)
+        end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+        if written != len(line):
+            self._overwrite(end - written, end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+        return end
 
     def _heal(self, start: int) -> None:
         """Blank what stands before `start` if it is not a whole line."""

@@ -6,12 +6,13 @@ import codecs
 import locale
 import logging
 import logging.handlers
+import math
 import os
 import pkgutil
 import time
 import weakref
 from collections import Counter, deque
-from typing import NamedTuple
+from typing import Any
 
 from foundry_log.files import filenames, locks
 from foundry_log.files.append_file import AppendFile
@@ -19,9 +20,11 @@ from foundry_log.files.filesystems import shared_kind
 from foundry_log.files.finishing import Finisher, Hook
 from foundry_log.files.schedule import Schedule
 from foundry_log.formatters import JsonFormatter
-from foundry_log.handlers.losses import CountsLosses, cause_of
+from foundry_log.handlers.direct import TakesParts, with_fields
+from foundry_log.handlers.losses import cause_of
 from foundry_log.handlers.missing import Missing, Notice
 from foundry_log.process import host_name
+from foundry_log.records import Parts, whole
 
 _LOOK_EVERY_S = 1.0
 _RETRY_ROTATION_S = 10.0
@@ -32,7 +35,7 @@ _log = logging.getLogger("foundry_log.handlers")
 _warned: set[str] = set()  # directories of which this process has said that they are shared
 
 
-class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
+class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
     """Appends each record as one line, which stands in the file when the logging call returns.
 
     A drop-in for `logging.handlers.RotatingFileHandler`: the same first parameters, `namer`,
@@ -159,15 +162,26 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         self._due_at = float("inf")
         self._no_rotation_before = 0.0
         self._asks = type(self).shouldRollover is not RotatingJsonlHandler.shouldRollover
+        self.is_direct = (
+            type(self) is RotatingJsonlHandler
+            and codecs.lookup(encoding).name == "utf-8"
+            and errors in (None, "backslashreplace")
+        )
         if not delay:
             self._open_file()
+
+    default_formatter = JsonFormatter()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        turn = self.__dict__.get("_turn")
+        if turn is not None:
+            turn.calm_below = -1.0  # the stdlib's limits may be set later too, and what they mean
 
     def _start_fresh(self) -> None:
         """Begin with nothing under way: a new handler, or that of a forked child."""
         # Guarded by the handler's lock.
-        self._waiting: deque[_Waiting] = deque()
-        self._is_writing = False
-        self._is_rotating = False
+        self._turn = _Turn()
         self._missing = Missing()
         self._reported = self.losses.total()  # what the parent has lost is the parent's to say
 
@@ -177,72 +191,125 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         """Write the record's line; what goes wrong is counted, never raised."""
         try:
             line = self._line(record)
-            notice = self._missing.notice(self._line) if self._missing.causes else None
         except Exception:
             self.handleError(record)
             return
-        for failed, error in self._write_in_turn(_Waiting(line, record, notice)):
-            try:
-                raise error
-            except Exception:
-                self.handleError(failed)
+        self.write(line, record)
 
-    def _write_in_turn(self, waiting: _Waiting) -> list[tuple[logging.LogRecord, Exception]]:
-        """Write the line, or leave it to the call of this thread that is writing; return failures.
-
-        What logs inside of a write is a signal handler, a finalizer, or a `namer`: from halfway
-        through, its line would be taken for another writer's, and its rotation would wait for ours.
-        """
-        failures: list[tuple[logging.LogRecord, Exception]] = []
-        self.acquire()
+    def take(self, parts: Parts) -> None:
+        """Write the line of the record that has these parts; what goes wrong is counted."""
+        formatter: Any = self.formatter or self.default_formatter
         try:
-            if self._is_writing:
-                self._waiting.append(waiting._replace(may_rotate=False))
-                return failures
-            self._waiting.append(waiting)
-            while self._waiting:  # asked again once nobody leaves lines to us any more
-                try:
-                    self._is_writing = True
-                    self._write_waiting(failures)
-                finally:
-                    self._is_writing = False
-        finally:
-            self.release()
+            if self.filters:
+                parts = with_fields(parts, self.filters)
+            line = formatter.line(*parts)
+            if type(line) is str:
+                line = line.encode("utf-8", "backslashreplace")
+        except Exception:  # changed meanwhile: the long way knows what to do
+            self.handle(whole(parts))
+            return
+        self.write(line + b"\n", parts)
+
+    def write(self, line: bytes, record: logging.LogRecord | Parts) -> bool:
+        """Write a finished line, ended by a newline; return whether it stands in the file.
+
+        For lines that need no record to be made. What logs inside of a write is a signal handler, a
+        finalizer, or a `namer`: from halfway through, its line would be taken for another writer's,
+        and its rotation would wait for ours. So it is left to the call of this thread that writes.
+
+        Args:
+            line: the bytes.
+            record: what they are the line of, to be reported if they cannot be written.
+        """
+        notice = self._missing.notice(self._line) if self._missing.causes else None
+        file, turn, failures = self._file, self._turn, None
+        with self.lock:  # type: ignore[union-attr]
+            if turn.is_taken:
+                turn.waiting.append((line, record, notice))
+                return True
+            try:
+                turn.is_taken = True
+                if (
+                    file.size + len(line) <= turn.calm_below
+                    and time.monotonic() - file.looked < _LOOK_EVERY_S
+                ):
+                    file.append(line)
+                else:
+                    self._append(line, record, notice)
+            except Exception as error:
+                failures = [self._failed(record, error)]
+            finally:
+                turn.is_taken = False
+            if turn.waiting:
+                failures = [*(failures or ()), *self._write_waiting()]
+        if not failures:
+            return True
+        for failed, error in failures:
+            self._report(failed, error)
+        return failures[0][0] is not record
+
+    def _write_waiting(self) -> list[_Failure]:
+        """Write the lines that were left to this call, until nobody leaves any more."""
+        turn = self._turn
+        failures: list[_Failure] = []
+        while turn.waiting:
+            try:
+                turn.is_taken = True
+                while turn.waiting:
+                    line, record, notice = turn.waiting.popleft()
+                    try:
+                        # What a rotation itself may have logged does not rotate: no end otherwise.
+                        self._append(line, record, notice, may_rotate=False)
+                    except Exception as error:
+                        failures.append(self._failed(record, error))
+            finally:
+                turn.is_taken = False
         return failures
 
-    def _write_waiting(self, failures: list[tuple[logging.LogRecord, Exception]]) -> None:
-        while self._waiting:
-            each = self._waiting.popleft()
-            try:
-                self._write(each)
-            except Exception as error:
-                failures.append((each.record, error))
+    def _failed(self, record: logging.LogRecord | Parts, error: Exception) -> _Failure:
+        """Note what the file is missing; to be reported when the lock is free."""
+        if isinstance(error, OSError):
+            self._missing.add(cause_of(error), whole(record))
+            self._turn.calm_below = -1.0
+        return record, error
+
+    def _report(self, record: logging.LogRecord | Parts, error: Exception) -> None:
+        try:
+            raise error
+        except Exception:
+            self.handleError(whole(record))
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's line, without the newline."""
-        return (self.formatter or _DEFAULT_FORMATTER).format(record)
+        return (self.formatter or self.default_formatter).format(record)
 
     def _line(self, record: logging.LogRecord) -> bytes:
+        formatter = self.formatter or self.default_formatter
+        if self.is_direct and isinstance(formatter, JsonFormatter):
+            return formatter.encode(record) + b"\n"
         text = self.format(record) + self.terminator
         line = text.encode(self.encoding or "utf-8", self.errors or "backslashreplace")
         return line if line.endswith(b"\n") else line + b"\n"  # without, lines could not be told
 
-    def _write(self, waiting: _Waiting) -> None:
-        line, record, notice, may_rotate = waiting
-        try:
-            self._prepare(len(line) + (len(notice.line) if notice else 0), record, may_rotate)
-            if notice is not None and notice.causes <= self._missing.causes:
-                self._file.append(notice.line)  # first: it may fail as well
-                self._missing.causes -= notice.causes
-            self._file.append(line)
-        except OSError as error:
-            self._missing.add(cause_of(error), record)
-            raise
+    def _append(
+        self,
+        line: bytes,
+        record: logging.LogRecord | Parts,
+        notice: Notice | None,
+        may_rotate: bool = True,
+    ) -> None:
+        """Write the line to the file, which is opened, followed and rotated as it takes."""
+        self._prepare(len(line), whole(record), notice, may_rotate)
+        self._file.append(line)
         if self._fsync:
             self._file.sync()
 
-    def _prepare(self, incoming: int, record: logging.LogRecord, may_rotate: bool) -> None:
+    def _prepare(
+        self, incoming: int, record: logging.LogRecord, notice: Notice | None, may_rotate: bool
+    ) -> None:
         """Have the file open that takes so many more bytes, rotated if it is time."""
+        if notice is not None:
+            incoming += len(notice.line)
         if not self._file.is_open:
             self._open_file()
         else:
@@ -255,6 +322,12 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
             due = self._rotates and self._is_due(incoming)
         if due:
             self._roll(record)
+        if notice is not None and notice.causes <= self._missing.causes:
+            self._file.append(notice.line)  # first: it may fail as well
+            self._missing.causes -= notice.causes
+        is_asked = self._asks or self._schedule is not None or "shouldRollover" in self.__dict__
+        is_calm = not (is_asked or self._fsync or self._missing.causes)
+        self._turn.calm_below = (self.maxBytes or math.inf) if is_calm else -1.0
 
     # --- rotation ---
 
@@ -277,13 +350,13 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         """
         self.acquire()
         try:
-            if self._is_rotating:
+            if self._turn.is_rotating:
                 return
             try:
-                self._is_rotating = True
+                self._turn.is_rotating = True
                 self._rotate_now()
             finally:
-                self._is_rotating = False
+                self._turn.is_rotating = False
         finally:
             self.release()
         if self._finisher is not None:
@@ -460,7 +533,6 @@ class RotatingJsonlHandler(CountsLosses, logging.handlers.RotatingFileHandler):
         super().close()
 
 
-_DEFAULT_FORMATTER = JsonFormatter()
 _handlers: weakref.WeakSet[RotatingJsonlHandler] = weakref.WeakSet()
 
 
@@ -473,13 +545,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_fresh_after_fork)
 
 
-class _Waiting(NamedTuple):
-    """A line to be written, and the notice that is to stand before it."""
+_Failure = tuple["logging.LogRecord | Parts", Exception]
 
-    line: bytes
-    record: logging.LogRecord
-    notice: Notice | None
-    may_rotate: bool = True  # False for what a rotation itself may have logged: no end otherwise
+
+class _Turn:
+    """Who is at the file: guarded by the handler's lock, so always the thread that asks."""
+
+    __slots__ = ("calm_below", "is_rotating", "is_taken", "waiting")
+
+    def __init__(self) -> None:
+        self.calm_below = -1.0
+        """Size in bytes up to which a line takes an append and nothing else; -1 for never."""
+        self.is_taken = False
+        self.is_rotating = False
+        self.waiting: deque[tuple[bytes, logging.LogRecord | Parts, Notice | None]] = deque()
 
 
 def _resolved(hook: Hook | str | None) -> Hook | None:

@@ -386,11 +386,11 @@ def test_a_path_that_cannot_be_looked_at_has_not_moved(tmp_path: Path) -> None:
 def test_the_answer_no_is_kept_for_the_time_asked(file: AppendFile) -> None:
     """A stat at most so often; the answer yes is never kept."""
     file.append(LINE)
-    file._looked -= 60
+    file.looked -= 60
     assert not file.moved(every_s=60)
     os.remove(file.path)
     assert not file.moved(every_s=60)
-    file._looked -= 60
+    file.looked -= 60
     assert file.moved(every_s=60)
     assert file.moved(every_s=60)
 

@@ -85,7 +85,7 @@ def history(path: Path) -> list[str]:
 
 def expire_look(handler: RotatingJsonlHandler) -> None:
     """Let a second pass since the handler last looked at its path."""
-    handler._file._looked -= 1.5
+    handler._file.looked -= 1.5
 
 
 # --- a drop-in ---
