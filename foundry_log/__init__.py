@@ -35,6 +35,7 @@ _HOME = {
     "configure": "session",
     "decode_line": "encoding",
     "encode_line": "encoding",
+    "fast_loggers": "plain_loggers",
     "read_jsonl": "jsonl",
 }
 
@@ -60,6 +61,7 @@ __all__ = [
     "configure",
     "decode_line",
     "encode_line",
+    "fast_loggers",
     "read_jsonl",
 ]
 
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from foundry_log.jsonl import read_jsonl
     from foundry_log.metrics import MetricsLogger
     from foundry_log.performance import PerformanceLogger
+    from foundry_log.plain_loggers import fast_loggers
     from foundry_log.run_directory import RunDirectory
     from foundry_log.session import LoggingSession, configure
     from foundry_log.text_formatters import ConsoleFormatter, PlainFormatter

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from foundry_log.context import bound_fields
 from foundry_log.encoding import to_plain
 from foundry_log.exception_data import ExcInfo, exc_info_of
-from foundry_log.handlers.direct import log_directly
+from foundry_log.handlers.direct import hand_over, takers
 from foundry_log.process import base_context
-from foundry_log.records import TEXT, formatted, structured
+from foundry_log.records import TEXT, formatted, structured, unpacked
 
 if TYPE_CHECKING:
     _Adapter = logging.LoggerAdapter[logging.Logger]
@@ -123,7 +123,7 @@ class StructuredLogger(_Adapter):
         self.context.pop(name, None)
 
     @property
-    def logger(self) -> logging.Logger:  # type: ignore[override]
+    def logger(self) -> logging.Logger:
         """The stdlib logger that is adapted."""
         return self._logger
 
@@ -137,7 +137,7 @@ class StructuredLogger(_Adapter):
             self._levels = logger._cache  # type: ignore[attr-defined]
 
     def _is_replaced(self) -> bool:
-        """Whether somebody (a test, a tracer) has put a `log` on the logger, and wants every call."""
+        """Whether somebody (a test, a tracer) has put a `log` on the logger: it gets every call."""
         return "log" in self._logger.__dict__
 
     def _send(
@@ -147,11 +147,11 @@ class StructuredLogger(_Adapter):
         if not logger.isEnabledFor(level) and not self._is_replaced():
             return
         if not args and type(message) is str and _OPTIONS.isdisjoint(context):
-            try:
-                fields = {**self.context, **bound_fields(), **context}
-            except Exception:  # no mapping, or a key whose code raises
-                fields = _merged(self.context, bound_fields(), context)
-            if log_directly(logger, level, message, fields):
+            reached = takers(logger, level)
+            if reached:
+                hand_over(
+                    reached, logger, level, message, _merged(self.context, bound_fields(), context)
+                )
                 return
         options: dict[str, Any] = {}
         extra: dict[Any, Any] = {}
@@ -164,8 +164,8 @@ class StructuredLogger(_Adapter):
             extra = _fields(context.pop("extra", None))
             depth = _stacklevel(context.pop("stacklevel", 1))
         fields = structured(
-            formatted(message, _unpacked(args)),
-            _merged(self.context, bound_fields(), extra, context),
+            formatted(message, unpacked(args)),
+            _merged(self.context, bound_fields(), _merged(extra, {}, context)),
             self._as_json,
         )
         depth += 2  # this frame and that of the level's method
@@ -175,16 +175,17 @@ class StructuredLogger(_Adapter):
 _OPTIONS = frozenset({"exc_info", "stack_info", "stacklevel", "extra"})
 
 
-def _unpacked(args: tuple[object, ...]) -> object:
-    """Return the arguments as the stdlib's LogRecord takes them: one mapping is named values."""
-    try:
-        return args[0] if len(args) == 1 and isinstance(args[0], Mapping) and args[0] else args
-    except Exception:  # an argument that raises when it is merely looked at
-        return args
-
-
-def _merged(*layers: Mapping[Any, Any]) -> dict[Any, Any]:
+def _merged(
+    below: Mapping[Any, Any], scopes: Mapping[Any, Any], above: Mapping[Any, Any]
+) -> dict[Any, Any]:
     """Return the fields of all layers, the later above the earlier."""
+    try:
+        return {**below, **scopes, **above}
+    except Exception:  # one is no mapping, or has a key whose code raises when it is compared
+        return _merged_with_care(below, scopes, above)
+
+
+def _merged_with_care(*layers: Mapping[Any, Any]) -> dict[Any, Any]:
     merged: dict[Any, Any] = {}
     for layer in layers:
         try:

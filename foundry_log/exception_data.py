@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from foundry_log.encoding import bounded, exception_text, to_plain, too_nested, type_name
+from foundry_log.tracebacks import format_exception
 
 MAX_LINKS = 50
 """Exceptions described in one tree of causes and groups; the text of the traceback has all."""
@@ -31,15 +32,24 @@ def traceback_text(error: BaseException) -> str:
     It is that of the exception given, inside its `except` block or out of it. Never raises. Inside
     of code of a value that logs itself it is the exception alone.
     """
-    exc_info = exc_info_of(error)
+    return _text(error, exc_info_of(error)[2])
+
+
+def formatted_exception(exc_info: ExcInfo) -> str:
+    """Return the text of `logging.Formatter.formatException`: no final newline. Never raises.
+
+    Args:
+        exc_info: as `sys.exc_info()` gives it; the frames are those of its traceback, whatever the
+            exception has by now.
+    """
+    return _text(exc_info[1], exc_info[2]).removesuffix("\n")
+
+
+def _text(error: BaseException, frames: TracebackType | None) -> str:
     try:
-        return bounded(_formatted, too_nested, *exc_info)
+        return bounded(format_exception, too_nested, error, frames)
     except Exception:  # a class whose attributes raise, or groups without end
-        return f"{_frames_text(exc_info[2])}{type_name(error)}: {exception_text(error)}\n"
-
-
-def _formatted(*exc_info: Any) -> str:
-    return "".join(traceback.format_exception(*exc_info))
+        return f"{_frames_text(frames)}{type_name(error)}: {exception_text(error)}\n"
 
 
 def _frames_text(frames: TracebackType | None) -> str:
@@ -56,31 +66,28 @@ def exception_data(error: BaseException) -> dict[str, Any]:
     `cause` is what `raise … from` named; `context` what was being handled, unless a cause or
     `from None` hides it; `group` lists the members of an ExceptionGroup. Never raises.
     """
-    return _Describer().describe(error)
+    return _described(error, set())
 
 
-class _Describer:
-    def __init__(self) -> None:
-        self._seen: set[int] = set()
-
-    def describe(self, error: BaseException) -> dict[str, Any]:
-        data: dict[str, Any] = {"type": type_name(error), "message": exception_text(error)}
-        if id(error) in self._seen or len(self._seen) >= MAX_LINKS:
-            return data
-        self._seen.add(id(error))
+def _described(error: BaseException, seen: set[int]) -> dict[str, Any]:
+    data: dict[str, Any] = {"type": type_name(error), "message": exception_text(error)}
+    if id(error) not in seen and len(seen) < MAX_LINKS:
+        seen.add(id(error))
         try:
-            self._add_relatives(error, data)
+            _add_relatives(error, data, seen)
         except Exception:  # a class whose attributes raise: what is known so far stands
             pass
-        return data
+    return data
 
-    def _add_relatives(self, error: BaseException, data: dict[str, Any]) -> None:
-        notes = getattr(error, "__notes__", None)
-        if notes:
-            data["notes"] = to_plain(notes)
-        if error.__cause__ is not None:
-            data["cause"] = self.describe(error.__cause__)
-        elif error.__context__ is not None and not error.__suppress_context__:
-            data["context"] = self.describe(error.__context__)
-        if isinstance(error, _Group):
-            data["group"] = [self.describe(member) for member in error.exceptions]
+
+def _add_relatives(error: BaseException, data: dict[str, Any], seen: set[int]) -> None:
+    notes = getattr(error, "__notes__", None)
+    if notes:
+        data["notes"] = to_plain(notes)
+    cause = error.__cause__
+    if cause is not None:
+        data["cause"] = _described(cause, seen)
+    elif error.__context__ is not None and not error.__suppress_context__:
+        data["context"] = _described(error.__context__, seen)
+    if isinstance(error, _Group):
+        data["group"] = [_described(member, seen) for member in error.exceptions]

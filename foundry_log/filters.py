@@ -77,6 +77,9 @@ class RedactingFilter(logging.Filter):
         TypeError, ValueError: as `Redactor` does.
     """
 
+    is_used = False
+    """Whether this process has made one."""
+
     def __init__(
         self,
         keys: Iterable[str] = (),
@@ -86,6 +89,7 @@ class RedactingFilter(logging.Filter):
     ) -> None:
         super().__init__()
         self.redactor = Redactor(keys, patterns, replacement=replacement)
+        RedactingFilter.is_used = True
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Redact the record in place; always True."""

@@ -11,13 +11,10 @@ from pythonjsonlogger.core import RESERVED_ATTRS, BaseJsonFormatter
 
 from foundry_log.clock import timestamp
 from foundry_log.encoding import (
-    bounded,
     encode_line,
     encode_plain,
-    to_plain,
-    too_nested,
 )
-from foundry_log.exception_data import exception_data, traceback_text
+from foundry_log.exception_data import exception_data, formatted_exception
 from foundry_log.records import (
     ENTRY,
     EXCEPTION,
@@ -25,9 +22,9 @@ from foundry_log.records import (
     error_of,
     formatted,
     is_entry_plain,
-    is_ordinary,
     mended,
     message_of,
+    parts_of,
     whole,
 )
 
@@ -110,12 +107,8 @@ class JsonFormatter(BaseJsonFormatter):
     def encode(self, record: logging.LogRecord) -> bytes:
         """Return what `format` does, in UTF-8."""
         try:
-            if self.is_direct and is_ordinary(record):
-                message, behind = message_of(record)
-                if not behind:
-                    context = to_plain(context_of(record))
-                    name, level = record.name, record.levelname
-                    return self.line(record.created, record.levelno, level, name, message, context)
+            if self.is_direct and (parts := parts_of(record)):
+                return self.line(*parts)
         except Exception:  # an attribute of a type that the stdlib never gives it
             pass
         return self._formatted(record).encode("utf-8", "backslashreplace")
@@ -123,13 +116,9 @@ class JsonFormatter(BaseJsonFormatter):
     def line(
         self, created: float, level: int, level_name: str, name: str, message: str, context: Any
     ) -> bytes:
-        """Return the line of an ordinary record that has these parts, in UTF-8.
+        """Return the line of an ordinary record in UTF-8, from `foundry_log.records.Parts`.
 
-        Right where `is_direct` is true.
-
-        Args:
-            created, level, level_name, name, message: as a LogRecord has them, the message finished.
-            context: plain, as `to_plain` returns it.
+        It is what `format` gives while `is_direct` is true.
         """
         if self.static_fields or self.defaults or self.rename_fields:  # filled since it was made
             parts = (created, level, level_name, name, message, context)
@@ -186,11 +175,8 @@ class JsonFormatter(BaseJsonFormatter):
 
     def formatException(self, ei: Any) -> str | list[str]:  # type: ignore[override]
         """Return the traceback as text, or as its lines with `exc_info_as_array`."""
-        try:
-            return bounded(super().formatException, too_nested, ei)
-        except Exception:  # an exception whose attributes raise, or groups without end
-            text = traceback_text(ei[1])
-            return text.splitlines() if self.exc_info_as_array else text
+        text = formatted_exception(ei)
+        return text.splitlines() if self.exc_info_as_array else text
 
     def parse(self) -> list[str]:
         """Return the names of the fields that `fmt` asks for."""
@@ -300,6 +286,15 @@ class EntryFormatter(logging.Formatter):
 
     This is what `metrics.jsonl` and `errors.jsonl` hold.
     """
+
+    is_direct = True
+
+    @staticmethod
+    def line(
+        created: float, level: int, level_name: str, name: str, message: str, entry: Any
+    ) -> bytes:
+        """Return the line of a plain entry, in UTF-8."""
+        return encode_plain({"timestamp": timestamp(created), **entry})
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the entry with the record's time stamp, without a newline."""

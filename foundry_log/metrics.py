@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
+from logging import INFO
 from pathlib import Path
 from typing import Any
 
 from foundry_log.context import bound_fields
 from foundry_log.encoding import encode_value, to_plain
 from foundry_log.files.locks import thread_lock
+from foundry_log.handlers.direct import hand_over, takers
 from foundry_log.handlers.losses import cause_of
 from foundry_log.handlers.owned import owned_handler
 from foundry_log.jsonl import JsonlCursor, read_jsonl
@@ -86,19 +89,11 @@ class MetricsLogger:
             metrics: name to number, or to anything that JSON can be made of; scalars of numpy and
                 torch become numbers.
         """
-        entry = to_plain(_within_scopes({"step": step, "epoch": epoch, "metrics": metrics}))
-        shown = _text(entry["step"])
-        self._write(f"Step {shown}", entry)
-        if _log.isEnabledFor(logging.INFO):
-            _log.info("Step %s: %s", shown, _listed(entry["metrics"]), stacklevel=2)
+        self._log("Step", {"step": step, "epoch": epoch, "metrics": metrics}, "metrics")
 
     def log_epoch_summary(self, epoch: int, summary: Mapping[str, Any]) -> None:
         """Write `{"timestamp", "epoch", "summary"}` and log `Epoch …` at INFO."""
-        entry = to_plain(_within_scopes({"epoch": epoch, "summary": summary}))
-        shown = _text(entry["epoch"])
-        self._write(f"Epoch {shown}", entry)
-        if _log.isEnabledFor(logging.INFO):
-            _log.info("Epoch %s: %s", shown, _listed(entry["summary"]), stacklevel=2)
+        self._log("Epoch", {"epoch": epoch, "summary": summary}, "summary")
 
     def get_metrics_history(self) -> list[dict[str, Any]]:
         """Return all entries of the file and of its rotated files, oldest first."""
@@ -125,12 +120,32 @@ class MetricsLogger:
         """Close the file; a later line opens it again."""
         self._handler.close()
 
+    def _log(self, kind: str, fields: dict[str, Any], values: str) -> None:
+        scopes = bound_fields()
+        if scopes:
+            fields["context"] = scopes
+        entry = to_plain(fields)
+        name = f"{kind} {_text(next(iter(entry.values())))}"
+        self._write(name, entry)
+        if not _log.isEnabledFor(INFO):
+            return
+        message = f"{name}: {_listed(entry[values])}"
+        reached = takers(_log, INFO)
+        if reached:
+            hand_over(reached, _log, INFO, message, scopes)
+        else:
+            _log.info(message, stacklevel=3)
+
     def _write(self, message: str, entry: dict[str, Any]) -> None:
-        record = entry_record(self._sinks.name, logging.INFO, message, entry)
-        self._handler.handle(record)
-        if self._sinks.handlers:
+        handler, sinks = self._handler, self._sinks
+        if not sinks.handlers and handler.takes_parts():
+            handler.take((time.time(), INFO, "INFO", sinks.name, message, entry))
+            return
+        record = entry_record(sinks.name, INFO, message, entry)
+        handler.handle(record)
+        if sinks.handlers:
             try:
-                self._sinks.handle(record)
+                sinks.handle(record)
             except Exception as error:  # a handler of somebody else's that lets its errors out
                 self._report_sink(cause_of(error))
 
@@ -138,13 +153,8 @@ class MetricsLogger:
         self.sink_failures[cause] += 1
         if self.sink_failures[cause] == 1:
             _log.warning(
-                "A handler of %s fails: %s", self._sinks.name, cause, exc_info=True, stacklevel=4
+                "A handler of %s fails: %s", self._sinks.name, cause, exc_info=True, stacklevel=5
             )
-
-
-def _within_scopes(entry: dict[str, Any]) -> dict[str, Any]:
-    scopes = bound_fields()
-    return {**entry, "context": scopes} if scopes else entry
 
 
 class _Index:

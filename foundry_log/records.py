@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import filterfalse
 from typing import Any
 
@@ -41,6 +41,9 @@ _PLAIN_ENTRY = "_foundry_plain_entry"
 Parts = tuple[float, int, str, str, str, dict[str, Any]]
 """What the short way of `foundry_log.handlers.direct` takes in place of a record: its `created`,
 `levelno`, `levelname`, `name`, its finished message and its plain context."""
+
+_STANDARD = list(logging.LogRecord("", 0, "", 0, "", None, None).__dict__)
+_LAST, _LAST_STANDARD = len(_STANDARD) - 1, _STANDARD[-1:]
 
 RESERVED = frozenset({*RESERVED_ATTRS, "taskName", MESSAGE, CONTEXT, TEXT, ENTRY, EXCEPTION})
 """Attributes of a record that are not context: the stdlib's and ours."""
@@ -84,16 +87,23 @@ def whole(record: logging.LogRecord | Parts) -> logging.LogRecord:
     return made
 
 
-def is_ordinary(record: logging.LogRecord) -> bool:
-    """Whether the record is text with a context: no exception, no stack, and no odd types."""
+def parts_of(record: logging.LogRecord) -> Parts | None:
+    """Return the parts of an ordinary record: text and context; None for any other.
+
+    Raises:
+        Exception: an attribute has a type that the stdlib never gives it.
+    """
     fields = record.__dict__
-    return (
-        type(fields["msg"]) is str
-        and type(fields["levelname"]) is str
-        and type(fields["name"]) is str
-        and not (fields["exc_info"] or fields["exc_text"] or fields["stack_info"])
-        and EXCEPTION not in fields
-    )
+    if fields["exc_info"] or fields["exc_text"] or fields["stack_info"] or EXCEPTION in fields:
+        return None
+    level_name, name = fields["levelname"], fields["name"]
+    if type(fields["msg"]) is not str or type(level_name) is not str or type(name) is not str:
+        return None
+    message, behind = message_of(record)
+    if behind:
+        return None
+    context = to_plain(context_of(record))
+    return fields["created"], fields["levelno"], level_name, name, message, context
 
 
 def is_entry_plain(record: logging.LogRecord) -> bool:
@@ -149,6 +159,14 @@ def formatted(message: object, arguments: Any) -> str:
         return _side_by_side(message, arguments)
 
 
+def unpacked(args: Any) -> Any:
+    """Return the arguments as the stdlib's LogRecord takes them: one mapping is named values."""
+    try:
+        return args[0] if len(args) == 1 and isinstance(args[0], Mapping) and args[0] else args
+    except Exception:  # an argument that raises when it is merely looked at
+        return args
+
+
 def _percent(message: object, arguments: Any) -> str:
     return str.__str__(str(message) % arguments if arguments else str(message))
 
@@ -170,12 +188,21 @@ def context_of(record: logging.LogRecord) -> dict[str, Any]:
     attributes = record.__dict__
     known = attributes.get(CONTEXT)
     context = dict(known if type(known) is dict else bound_fields())
-    for name in filterfalse(RESERVED.__contains__, attributes):
+    for name in _beyond_standard(attributes):
         if not (type(name) is str and name.startswith("_")):
             context[name] = attributes[name]
     if known is not None and type(known) is not dict:  # an `extra` that took our name
         context[CONTEXT] = known
     return context
+
+
+def _beyond_standard(attributes: dict[str, Any]) -> Iterable[str]:
+    """Return the names that are not reserved, in the order in which they came."""
+    names = list(attributes)
+    # A LogRecord begins with the attributes of its constructor, and usually none is taken away.
+    if names[_LAST : _LAST + 1] == _LAST_STANDARD:
+        del names[: _LAST + 1]
+    return filterfalse(RESERVED.__contains__, names)
 
 
 def exception_of(record: logging.LogRecord) -> dict[str, Any] | None:

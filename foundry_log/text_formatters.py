@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import sys
+import time
 from collections.abc import Collection
 from typing import Any, TextIO
 
 from foundry_log.encoding import bounded, encode_value, to_plain, too_nested
-from foundry_log.exception_data import traceback_text
+from foundry_log.exception_data import formatted_exception, traceback_text
 from foundry_log.records import RESERVED, context_of, error_of, formatted, mended, message_of
 
 BASE_FIELDS = (
@@ -31,6 +33,8 @@ _CONTROL = re.compile(
     r"\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
 )
 _WORD = re.compile(r'[^\s"=]+')
+_LONG = 60  # characters of a value that are shown
+_MAX_KEPT = 1_000
 _RESET = "\x1b[0m"
 _DIM = "\x1b[2m"
 _LEVEL_COLORS = (  # from this level on
@@ -56,6 +60,9 @@ class ConsoleFormatter(logging.Formatter):
         hide: context that is not shown, by default what is the same on every line of a run.
     """
 
+    _is_untouched: bool
+    _memory: _Memory
+
     def __init__(
         self,
         fmt: str | None = None,
@@ -72,6 +79,23 @@ class ConsoleFormatter(logging.Formatter):
         self._colors = colors
         self._stream = stream
         self._hide = frozenset(hide)
+        is_ours = type(self) in (ConsoleFormatter, PlainFormatter)
+        self.__dict__["_is_untouched"] = is_ours and fmt is None and bool(datefmt)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set the attribute; from then on every hook is called, and nothing made before counts."""
+        super().__setattr__(name, value)
+        self.__dict__.update(_is_untouched=False, _memory=_Memory())
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether `line` is all that `format` does for a record without exception and stack.
+
+        It is unless there is a format, or no `datefmt`, or a subclass, or something that was
+        assigned to the formatter or put over the methods of its class.
+        """
+        kind = type(self)
+        return self._is_untouched and kind.format is _FORMAT and kind.formatTime is _FORMAT_TIME
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line or lines of `record`, without a final newline."""
@@ -80,41 +104,126 @@ class ConsoleFormatter(logging.Formatter):
         except Exception:  # an attribute of a type that the stdlib never gives it
             return self._lines(mended(record))
 
+    def line(
+        self,
+        created: float,
+        level: int,
+        level_name: str,
+        name: str,
+        message: str,
+        context: dict[str, Any],
+    ) -> str:
+        """Return what `format` does for a record of these parts, where `is_direct`.
+
+        Args:
+            created: seconds since the epoch.
+            level: such as `logging.INFO`.
+            level_name: such as `INFO`.
+            name: of the logger.
+            message: finished text.
+            context: plain, as `to_plain` returns it.
+
+        Raises:
+            ValueError, OverflowError, OSError: `created` is no time that the platform knows.
+        """
+        return self._own_line(self._time(created), level, level_name, name, message, context)
+
     def _lines(self, record: logging.LogRecord) -> str:
-        colored = self._is_colored()
         message, behind = message_of(record)
-        line = self._head(record, message, colored)
-        shown = " ".join(
-            f"{_name(name)}={_short(value)}"
-            for name, value in to_plain(context_of(record)).items()
-            if name not in self._hide
-        )
-        if shown:
-            line += f"  {_DIM}{shown}{_RESET}" if colored else f"  {shown}"
+        context = to_plain(context_of(record))
+        if self._own_layout:
+            record.message = message
+            line = self._own_line(
+                self._time_of(record),
+                record.levelno,
+                _text(record.levelname),
+                _text(record.name),
+                message,
+                context,
+            )
+        else:
+            record.message = _safe_lines(message)
+            if self.usesTime():
+                record.asctime = self.formatTime(record, self.datefmt)
+            line = self._filled_in(record) + self._tail(context, self._is_colored())
+        if behind or record.exc_info or record.exc_text or record.stack_info:
+            line += self._details(record, behind)
+        return line
+
+    def _details(self, record: logging.LogRecord, behind: str) -> str:
+        """Return the lines of exception and stack, each with a newline before it."""
         details = [behind or record.exc_text, record.stack_info]
         if record.exc_info and error_of(record) is not None:
             details[0] = self.formatException(record.exc_info)
-        return "\n".join([line, *(_indented(_text(part)) for part in details if part)])
+        return "".join(f"\n{_indented(_text(part))}" for part in details if part)
+
+    def _own_line(
+        self,
+        time_text: str,
+        level: int,
+        level_name: str,
+        name: str,
+        message: str,
+        context: dict[str, Any],
+    ) -> str:
+        colored = self._is_colored()
+        # One look at all of them: what is printable holds no control character and no newline.
+        if not f"{level_name}{name}{message}".isprintable():
+            level_name, name, message = _safe(level_name), _safe(name), _safe_lines(message)
+        level_name = level_name.ljust(8)
+        if colored:
+            level_name = f"{_color_of(level)}{level_name}{_RESET}"
+        return f"{time_text} {level_name} {name}: {message}{self._tail(context, colored)}"
+
+    def _tail(self, context: dict[str, Any], colored: bool) -> str:
+        starts = self._memory.starts
+        fields = []
+        for name, value in context.items():
+            start = starts.get(name)
+            if start is None:
+                start = self._start_of(name)
+            if start:
+                fields.append(start + _short(value))
+        if not fields:
+            return ""
+        return f"  {_DIM}{' '.join(fields)}{_RESET}" if colored else f"  {' '.join(fields)}"
+
+    def _start_of(self, name: str) -> str:
+        """Return a field's name with the sign behind it, empty for one that is hidden."""
+        start = "" if name in self._hide else f"{_name(name)}="
+        _keep(self._memory.starts, name, start)
+        return start
+
+    def _time_of(self, record: logging.LogRecord) -> str:
+        if self.is_direct and type(record.created) is float:
+            return self._time(record.created)
+        return _safe(self.formatTime(record, self.datefmt))
+
+    def _time(self, created: float) -> str:
+        start, converter, zone, text = self._memory.second
+        if start <= created < start + 1 and converter is self.converter and zone is time.tzname:
+            return text
+        return self._time_anew(created)
+
+    def _time_anew(self, created: float) -> str:
+        """Return what `formatTime` does, and keep it where that is the same for the whole second.
+
+        It is with the stdlib's converters, until `time.tzset` makes a new `tzname`.
+        """
+        converter, zone = self.converter, time.tzname
+        text = _safe(time.strftime(self.datefmt or "", converter(created)))
+        if converter is time.localtime or converter is time.gmtime:
+            self._memory.second = (created // 1, converter, zone, text)
+        return text
 
     def formatException(self, ei: Any) -> str:
         """Return the traceback as text."""
+        if _is_stdlibs(super().formatException):
+            return formatted_exception(ei)
         try:
             return bounded(super().formatException, too_nested, ei)
-        except Exception:  # an exception whose attributes raise, or groups without end
+        except Exception:  # somebody's own, in the stdlib's place
             return traceback_text(ei[1])
-
-    def _head(self, record: logging.LogRecord, message: str, colored: bool) -> str:
-        first, newline, rest = message.partition("\n")
-        record.message = _safe(first) + (newline and newline + _indented(rest))
-        if not self._own_layout:
-            if self.usesTime():
-                record.asctime = self.formatTime(record, self.datefmt)
-            return self._filled_in(record)
-        level = f"{_safe(_text(record.levelname)):<8}"
-        if colored:
-            level = f"{_color_of(record.levelno)}{level}{_RESET}"
-        time = _safe(self.formatTime(record, self.datefmt))
-        return f"{time} {level} {_safe(_text(record.name))}: {record.message}"
 
     def _filled_in(self, record: logging.LogRecord) -> str:
         """Return what `fmt` makes of the record, each line but its first indented."""
@@ -131,13 +240,31 @@ class ConsoleFormatter(logging.Formatter):
     def _is_colored(self) -> bool:
         if self._colors is not None:
             return self._colors
-        if os.environ.get("NO_COLOR"):
+        stream = sys.stderr if self._stream is None else self._stream
+        # A file may be put in a terminal's place under the same stream, so only the no is kept.
+        if stream is self._memory.colorless:
             return False
-        stream = self._stream or sys.stderr
         try:
-            return bool(stream.isatty())
-        except Exception:  # replaced by something simpler, or closed
-            return False
+            if stream.isatty():
+                return not os.environ.get("NO_COLOR")
+        except Exception:
+            pass  # replaced by something simpler, or closed
+        self._memory.colorless = stream
+        return False
+
+
+class _Memory:
+    """What a formatter has made before; it comes out the same until something is assigned to it."""
+
+    __slots__ = ("colorless", "second", "starts")
+
+    def __init__(self) -> None:
+        self.second: tuple[float, Any, Any, str] = (math.inf, None, None, "")
+        self.starts: dict[str, str] = {}
+        self.colorless: TextIO | None = None
+
+    def __reduce__(self) -> Any:
+        return _Memory, ()  # so that a formatter can be copied and sent to another process
 
 
 class PlainFormatter(ConsoleFormatter):
@@ -155,6 +282,16 @@ class PlainFormatter(ConsoleFormatter):
         super().__init__(fmt, datefmt, style, validate, colors=False, hide=hide)
 
 
+def _is_stdlibs(method: Any) -> bool:
+    """Whether nobody has put a method of another file in the place of this one of `logging`."""
+    code = getattr(method, "__code__", None)
+    return code is not None and code.co_filename == logging.addLevelName.__code__.co_filename
+
+
+_FORMAT = ConsoleFormatter.format
+_FORMAT_TIME = logging.Formatter.formatTime if _is_stdlibs(logging.Formatter.formatTime) else None
+
+
 def _color_of(level: int) -> str:
     return next((color for least, color in _LEVEL_COLORS if level >= least), _DIM)
 
@@ -170,6 +307,12 @@ def _safe(text: str) -> str:
 
 def _escape(found: re.Match[str]) -> str:
     return found.group().encode("unicode_escape").decode()
+
+
+def _safe_lines(message: str) -> str:
+    """Return a message as `_safe` does, with its lines but the first indented."""
+    first, newline, rest = message.partition("\n")
+    return _safe(first) + (newline and newline + _indented(rest))
 
 
 def _indented(text: str) -> str:
@@ -202,14 +345,41 @@ def _name(name: str) -> str:
     return _safe(name if _WORD.fullmatch(name) else encode_value(name).decode())
 
 
-def _short(plain: Any, limit: int = 60) -> str:
+def _short(plain: Any) -> str:
     """Return a plain value in few characters; text that could pass for more is in quotes."""
-    if type(plain) is float:
+    kind = type(plain)
+    if kind is float:
         return f"{plain:.4g}"
+    if kind is int and -(10**18) < plain < 10**18:
+        return str(plain)
+    if kind is str and len(plain) <= _LONG:  # texts of a few letters are logged again and again
+        text = _shown_texts.get(plain)
+        if text is None:
+            text = _cut(plain)
+            _keep(_shown_texts, plain, text)
+        return text
+    if kind is bool or plain is None:
+        return _CONSTANTS[plain]
+    return _cut(plain)
+
+
+def _cut(plain: Any) -> str:
     if type(plain) is str:
-        plain = plain[: limit + 1]  # before the work: it may be very long
+        plain = plain[: _LONG + 1]  # before the work: it may be very long
         text = plain if _WORD.fullmatch(plain) else encode_value(plain).decode()
     else:
         text = encode_value(plain).decode()
     text = _safe(text)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return text if len(text) <= _LONG else text[: _LONG - 1] + "…"
+
+
+_CONSTANTS = {True: "true", False: "false", None: "null"}
+_shown_texts: dict[str, str] = {}
+
+
+def _keep(texts: dict[str, str], given: str, made: str) -> None:
+    """Keep what was made of a text, in bounds; safe from any thread, for nothing counts on it."""
+    if len(given) <= _LONG:
+        if len(texts) >= _MAX_KEPT:
+            texts.clear()
+        texts[given] = made

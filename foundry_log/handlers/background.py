@@ -14,19 +14,23 @@ from typing import Any
 
 from foundry_log.clock import timestamp
 from foundry_log.filters import RedactingFilter
-from foundry_log.handlers.losses import CountsLosses
+from foundry_log.handlers.direct import TakesParts, adds_fields_only, with_fields
 from foundry_log.handlers.targets import Targets
-from foundry_log.records import KEPT, detached
+from foundry_log.records import KEPT, Parts, detached, parts_of, whole
 
 OVERFLOWS = ("block", "drop_newest", "drop_oldest")
 _LOOK_EVERY_S = 1.0
 _FORK_WAITS_S = 1.0
+_NAP_S = 0.005
+_NAPS = 20
+"""Short waits of an idle thread, before it has to be woken: to wake it costs its caller more than
+all the rest does."""
 
 _open_handlers: weakref.WeakValueDictionary[int, BackgroundHandler] = weakref.WeakValueDictionary()
 _at_exit: list[Callable[[], None]] = []  # registered, in this process or before its fork
 
 
-class BackgroundHandler(CountsLosses):
+class BackgroundHandler(TakesParts):
     """Queues records, and lets a thread hand them to other handlers.
 
     The caller pays for a detached copy of the record: finished message, plain context, the
@@ -87,16 +91,17 @@ class BackgroundHandler(CountsLosses):
         self._closed = False
         self._start_empty()
         _open_handlers[id(self)] = self
+        self.is_direct = type(self) is BackgroundHandler
 
     def _start_empty(self) -> None:
         """Begin without records and thread: a new handler, or that of a forked child."""
         # Guards what follows. Re-entrant: a signal handler that logs may interrupt its owner.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._queue: deque[logging.LogRecord] = deque()
+        self._queue: deque[logging.LogRecord | Parts] = deque()
         self._taken = 0  # records taken from the queue since the start
         self._done = 0  # of these, handled
-        self._is_waiting = False  # the thread, for a record
+        self._is_asleep = False  # the thread, until somebody wakes it
         self._is_awaited = False  # the thread, by others
         self._is_stuck = False  # the thread, beyond the deadline of an end
         self._untold = _Untold()
@@ -135,11 +140,37 @@ class BackgroundHandler(CountsLosses):
             if any(_wants(handler, record) for handler in self.handlers):
                 if record.args:
                     self._redact(record)
-                copy = detached(record)
-                if not self._put(copy):
-                    self._deliver(copy)
+                self._put_or_deliver(self._parts(record) or detached(record))
         except Exception:
             self.handleError(record)
+
+    def takes_parts(self) -> bool:
+        """Return whether `take` does all that `handle` would, here and behind the queue."""
+        if not self.is_direct or not all(map(adds_fields_only, self.filters)):
+            return False
+        return all(map(_takes_parts, self.handlers))
+
+    def take(self, parts: Parts) -> None:
+        """Queue the parts of a record."""
+        if self.filters:
+            parts = with_fields(parts, self.filters)
+        if self._is_worker():
+            self._deliver(parts)
+        elif any(parts[1] >= handler.level for handler in self.handlers):
+            self._put_or_deliver(parts)
+
+    def _parts(self, record: logging.LogRecord) -> Parts | None:
+        """Return what those behind the queue need of the record; None where one needs all of it."""
+        if KEPT in record.__dict__ or not all(map(_takes_parts, self.handlers)):
+            return None
+        try:
+            return parts_of(record)
+        except Exception:  # an attribute of a type that the stdlib never gives it
+            return None
+
+    def _put_or_deliver(self, record: logging.LogRecord | Parts) -> None:
+        if not self._put(record):
+            self._deliver(record)
 
     def _redact(self, record: logging.LogRecord) -> None:
         """Take secrets out of arguments while they still have names: detached, they are text."""
@@ -148,17 +179,17 @@ class BackgroundHandler(CountsLosses):
                 if isinstance(each, RedactingFilter):
                     each.filter(record)
 
-    def _put(self, record: logging.LogRecord) -> bool:
+    def _put(self, record: logging.LogRecord | Parts) -> bool:
         """Queue the record, or drop one as the rule says; False where no thread will take it."""
         with self._lock:
             while True:
                 if self._is_stuck:
                     self.losses["TimeoutError"] += 1
                     return True
-                if self._closed or not self._has_worker():
+                if self._closed or (self._worker is None and not self._has_worker()):
                     return False
                 has_room = self._taken - self._done + len(self._queue) < self.capacity
-                if has_room or KEPT in record.__dict__:
+                if has_room or _is_kept(record):
                     break
                 if self.overflow == "block":
                     if self._forking == threading.get_ident():
@@ -168,26 +199,30 @@ class BackgroundHandler(CountsLosses):
                     self._drop(record)
                     return True
             self._queue.append(record)
-            if self._is_waiting:
+            if self._is_asleep:
+                self._is_asleep = False
                 self._changed.notify_all()
         return True
 
     def _drop_oldest(self) -> bool:
         """Drop the record that waits longest; False where none may be dropped."""
         for position, record in enumerate(self._queue):
-            if KEPT not in record.__dict__:
+            if not _is_kept(record):
                 del self._queue[position]
                 self._drop(record)
                 return True
         return False
 
-    def _drop(self, record: logging.LogRecord) -> None:
+    def _drop(self, dropped: logging.LogRecord | Parts) -> None:
+        record = whole(dropped)
         self.dropped[str(record.levelname)] += 1
         self._untold.add(record)
 
     def _wait(self, timeout_s: float) -> None:
         """Wait for the thread to finish a record, or for the end."""
-        self._is_awaited = True
+        if not self._is_awaited:
+            self._is_awaited = True
+            self._changed.notify_all()  # it may be napping
         self._changed.wait(timeout_s)
 
     # --- the thread's side ---
@@ -226,10 +261,12 @@ class BackgroundHandler(CountsLosses):
             self._is_awaited = False
             self._changed.notify_all()
 
-    def _next(self) -> logging.LogRecord | None:
+    def _next(self) -> logging.LogRecord | Parts | None:
         """Return the next record, waiting for one; None once closed and empty."""
+        naps = 0
         with self._lock:
             while True:
+                record: logging.LogRecord | Parts | None
                 record = self._untold.notice(self, is_last=self._closed and not self._queue)
                 if record is None and self._queue:
                     record = self._queue.popleft()
@@ -238,11 +275,15 @@ class BackgroundHandler(CountsLosses):
                     return record
                 if self._closed:
                     return None
-                self._is_waiting = True
+                if naps < _NAPS:  # more is to come, as a rule, and nobody has the trouble of waking
+                    naps += 1
+                    self._changed.wait(_NAP_S)
+                    continue
+                self._is_asleep = True
                 self._changed.wait(self._tell_every_s if self._untold.count else None)
-                self._is_waiting = False
+                self._is_asleep = False
 
-    def _deliver(self, record: logging.LogRecord) -> None:
+    def _deliver(self, record: logging.LogRecord | Parts) -> None:
         at_work: list[logging.Handler] = self._at_work.__dict__.setdefault("handlers", [])
         free = [handler for handler in self.handlers if handler not in at_work]
         if not free:  # their only handlers have logged this themselves
@@ -250,8 +291,7 @@ class BackgroundHandler(CountsLosses):
         for handler in free:
             at_work.append(handler)
             try:
-                if _wants(handler, record):
-                    handler.handle(record)
+                _pass_on(record, handler)
             except Exception:
                 self._outlive(record)
             except BaseException:  # an exit would end the thread and nothing else
@@ -261,9 +301,9 @@ class BackgroundHandler(CountsLosses):
             finally:
                 at_work.remove(handler)
 
-    def _outlive(self, record: logging.LogRecord) -> None:
+    def _outlive(self, record: logging.LogRecord | Parts) -> None:
         try:
-            self.handleError(record)
+            self.handleError(whole(record))
         except BaseException:
             # An override of somebody's that raises: the loss is counted, the thread goes on.
             if not self._is_worker():
@@ -287,7 +327,7 @@ class BackgroundHandler(CountsLosses):
             if self._untold.count:
                 self._untold.hurry()
                 goal += 1
-                self._changed.notify_all()
+            self._changed.notify_all()
             while self._done < goal and self._worker is not None:
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -352,6 +392,26 @@ class BackgroundHandler(CountsLosses):
         if self._forking == threading.get_ident():
             self._forking = None
             self._delivering.release()
+
+
+def _pass_on(record: logging.LogRecord | Parts, handler: logging.Handler) -> None:
+    if isinstance(record, tuple):
+        if record[1] < handler.level:
+            return
+        if isinstance(handler, TakesParts) and handler.takes_parts():
+            handler.take(record)
+            return
+        record = whole(record)  # somebody has changed the handler since the record was queued
+    if _wants(handler, record):
+        handler.handle(record)
+
+
+def _takes_parts(handler: logging.Handler) -> bool:
+    return isinstance(handler, TakesParts) and handler.takes_parts()
+
+
+def _is_kept(record: logging.LogRecord | Parts) -> bool:
+    return not isinstance(record, tuple) and KEPT in record.__dict__
 
 
 def _wants(handler: logging.Handler, record: logging.LogRecord) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from foundry_log.handlers.losses import CountsLosses
+from foundry_log.handlers.direct import TakesParts
+from foundry_log.records import Parts, whole
 
 if TYPE_CHECKING:
     _StreamHandler = logging.StreamHandler[TextIO]
@@ -14,7 +15,7 @@ else:
     _StreamHandler = logging.StreamHandler  # no subscript at run time before Python 3.11
 
 
-class ConsoleHandler(CountsLosses, _StreamHandler):
+class ConsoleHandler(TakesParts, _StreamHandler):
     """Writes to what `sys.stderr` or `sys.stdout` is at the time of each record.
 
     A progress bar, a notebook or a test that replaces the stream while the program runs thus gets
@@ -32,6 +33,7 @@ class ConsoleHandler(CountsLosses, _StreamHandler):
             raise ValueError(f"stream={stream!r} is no console; use 'stderr' or 'stdout'")
         self._name_in_sys = stream
         super().__init__(getattr(sys, stream))
+        self.is_direct = type(self) is ConsoleHandler
 
     @property
     def stream(self) -> TextIO:
@@ -47,17 +49,36 @@ class ConsoleHandler(CountsLosses, _StreamHandler):
         """Write the record's line; a process without that stream has nowhere to write it."""
         try:
             if self.stream is not None:
-                self._write(self.format(record) + self.terminator)
+                self.write_line(self.format(record))
         except Exception:
             self.handleError(record)
 
-    def _write(self, line: str) -> None:
-        self.acquire()
+    def take(self, parts: Parts) -> None:
+        """Write the line of the record that has these parts; what goes wrong is counted."""
+        self.within_bounds(super().take, parts)  # a stream of somebody's own may log
+
+    def take_line(self, line: str | bytes, parts: Parts) -> None:
+        """Write a line without a newline; failures are counted."""
         try:
-            self.stream.write(line)
-        except UnicodeEncodeError:  # a terminal of few letters gets the others as escapes
-            encoding = self.stream.encoding
-            self.stream.write(line.encode(encoding, "backslashreplace").decode(encoding))
-        finally:
-            self.release()
-        self.flush()
+            self.write_line(line if isinstance(line, str) else line.decode())
+        except Exception:
+            self.handleError(whole(parts))
+
+    def write_line(self, text: str) -> None:
+        """Write the text and the terminator behind it, visible at once; nothing without a stream.
+
+        Raises:
+            Exception: what the stream raises; nothing is counted.
+        """
+        line = text + self.terminator
+        with self.lock:  # type: ignore[union-attr]
+            stream: Any = self.stream
+            if stream is None:
+                return
+            try:
+                stream.write(line)
+            except UnicodeEncodeError:  # a terminal of few letters gets the others as escapes
+                encoding = stream.encoding
+                stream.write(line.encode(encoding, "backslashreplace").decode(encoding))
+            if hasattr(stream, "flush"):
+                stream.flush()

@@ -11,14 +11,15 @@ or on `logging.Logger` itself (as tracers do): each gets an ordinary, complete r
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
+from foundry_log.context import bound_fields
 from foundry_log.encoding import to_plain
-from foundry_log.filters import ContextFilter
 from foundry_log.handlers.losses import CountsLosses
-from foundry_log.records import Parts
+from foundry_log.records import RESERVED, Parts, formatted, unpacked, whole
 
 _SOURCE = logging.Logger.__init__.__code__.co_filename
 _ROOT = len(logging.RootLogger(0).__dict__)
@@ -45,24 +46,38 @@ class TakesParts(CountsLosses):
         return (
             self.is_direct
             and getattr(formatter, "is_direct", False)
-            and (not self.filters or all(map(_adds_fields_only, self.filters)))
+            and (not self.filters or all(map(adds_fields_only, self.filters)))
         )
 
     def take(self, parts: Parts) -> None:
-        """Write the line of the record that has these parts; what goes wrong is counted."""
+        """Do what `handle` does with the record that has these parts."""
+        try:
+            if self.filters:
+                parts = with_fields(parts, self.filters)
+            formatter: Any = self.formatter or self.default_formatter
+            line = formatter.line(*parts)
+        except Exception:  # something was changed meanwhile: the long way knows what to do
+            self.handle(whole(parts))
+            return
+        self.take_line(line, parts)
+
+    def take_line(self, line: str | bytes, parts: Parts) -> None:
+        """Write a line, in UTF-8 where it is bytes, without a newline; failures are counted."""
         raise NotImplementedError
 
 
-def _adds_fields_only(each: Any) -> bool:
-    return type(each) is ContextFilter and each.is_direct
+def adds_fields_only(each: Any) -> bool:
+    """Return whether all that a filter does is to put its `fields` below a record's context."""
+    return isinstance(each, logging.Filter) and getattr(each, "is_direct", False)
 
 
 def with_fields(parts: Parts, filters: Any) -> Parts:
-    """Return the parts with the fields that context filters put below their context."""
-    *head, context = parts
+    """Return the parts with the fields that direct filters put below their context."""
     for each in filters:
-        context = {**each.fields, **context}
-    return (*head, context)  # type: ignore[return-value]
+        if each.fields:
+            *head, context = parts
+            parts = (*head, {**each.fields, **context})  # type: ignore[assignment]
+    return parts
 
 
 def takers(logger: Any, level: int) -> list[TakesParts]:
@@ -84,23 +99,26 @@ def takers(logger: Any, level: int) -> list[TakesParts]:
     return found
 
 
-def log_directly(logger: Any, level: int, message: str, context: Mapping[str, Any]) -> bool:
-    """Log an ordinary record the short way, or return False where somebody needs a record.
+def hand_over(
+    reached: list[TakesParts],
+    logger: logging.Logger,
+    level: int,
+    message: str,
+    context: Mapping[str, Any],
+) -> None:
+    """Have an ordinary record written by those whom it reaches.
 
     Args:
-        logger: enabled for `level`.
+        reached: as `takers` has found them, this moment.
+        logger: whose record it is.
         level: of the record.
         message: finished text.
         context: any values under string keys, reduced to plain ones here.
     """
-    reached = takers(logger, level)
-    if not reached:
-        return False
     name = logging.getLevelName(level)
     parts = (time.time(), level, name, logger.name, message, to_plain(context))
     for handler in reached:
         handler.take(parts)
-    return True
 
 
 def _is_stock(logger: logging.Logger) -> bool:
@@ -108,7 +126,7 @@ def _is_stock(logger: logging.Logger) -> bool:
     kind = type(logger)
     return (
         len(logger.__dict__) == _ATTRIBUTES.get(kind)
-        and kind._log is _log
+        and (kind._log is _log or kind._log is fast_log)
         and kind.makeRecord is _make_record
         and kind.handle is _handle
         and kind.callHandlers is _call_handlers
@@ -125,3 +143,43 @@ def _stock(name: str) -> Any:
 
 _log, _make_record = _stock("_log"), _stock("makeRecord")
 _handle, _call_handlers = _stock("handle"), _stock("callHandlers")
+
+
+# --- plain loggers, where the user asks for it ----------------------------------------------------
+
+
+def fast_log(
+    self: logging.Logger,
+    level: int,
+    msg: object,
+    args: Any,
+    exc_info: Any = None,
+    extra: Mapping[str, object] | None = None,
+    stack_info: bool = False,
+    stacklevel: int = 1,
+) -> None:
+    """What `foundry_log.fast_loggers` puts in the place of `logging.Logger._log`."""
+    if type(msg) is str and not exc_info and not stack_info and _is_context(extra):
+        reached = takers(self, level)
+        if reached:
+            message = msg if not args else formatted(msg, unpacked(args))
+            hand_over(reached, self, level, message, {**bound_fields(), **(extra or {})})
+            return
+    # The stdlib goes back so many frames: before Python 3.11 only those beyond the first.
+    stacklevel += stacklevel > 1 or sys.version_info >= (3, 11)
+    _log(self, level, msg, args, exc_info, extra, stack_info, stacklevel)
+
+
+def _is_context(extra: Any) -> bool:
+    """Whether all of `extra` becomes context, so that the stdlib has nothing to refuse."""
+    if extra is None:
+        return True
+    return (
+        type(extra) is dict
+        and extra.keys().isdisjoint(RESERVED)
+        and not any(map(_is_private, extra))
+    )
+
+
+def _is_private(name: Any) -> bool:
+    return type(name) is not str or name.startswith("_")

@@ -7,11 +7,17 @@ import logging
 import sys
 import threading
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from foundry_log.records import Parts, whole
 
 MAX_NESTING = 2
 """Records that one thread may be handling inside each other. A `__repr__`, filter or formatter that
 logs is heard; one that thereby calls itself is not heard for ever."""
+
+
+_Record = TypeVar("_Record", logging.LogRecord, Parts)
 
 
 class _Nesting(threading.local):
@@ -37,15 +43,19 @@ class CountsLosses(logging.Handler):
 
     def handle(self, record: logging.LogRecord) -> Any:
         """Filter and emit the record, unless handling it would go round in a circle."""
+        return self.within_bounds(self._handle, record)
+
+    def within_bounds(self, handle: Callable[[_Record], Any], record: _Record) -> Any:
+        """Return `handle(record)`, or False where it raises or would go round in a circle."""
         depth = _nesting.depth
         if depth >= MAX_NESTING:
             self._add(self.losses, "RecursionError")
             return False
         try:  # the assignment inside, so that an interrupt cannot leave the depth raised
             _nesting.depth = depth + 1
-            return self._handle(record)
+            return handle(record)
         except Exception:  # a filter's, or the interpreter's recursion limit
-            self._count(self.losses, record)
+            self._count(self.losses, whole(record))
             return False
         finally:
             _nesting.depth = depth

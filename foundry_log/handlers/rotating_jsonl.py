@@ -20,7 +20,7 @@ from foundry_log.files.filesystems import shared_kind
 from foundry_log.files.finishing import Finisher, Hook
 from foundry_log.files.schedule import Schedule
 from foundry_log.formatters import JsonFormatter
-from foundry_log.handlers.direct import TakesParts, with_fields
+from foundry_log.handlers.direct import TakesParts
 from foundry_log.handlers.losses import cause_of
 from foundry_log.handlers.missing import Missing, Notice
 from foundry_log.process import host_name
@@ -196,18 +196,10 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
             return
         self.write(line, record)
 
-    def take(self, parts: Parts) -> None:
-        """Write the line of the record that has these parts; what goes wrong is counted."""
-        formatter: Any = self.formatter or self.default_formatter
-        try:
-            if self.filters:
-                parts = with_fields(parts, self.filters)
-            line = formatter.line(*parts)
-            if type(line) is str:
-                line = line.encode("utf-8", "backslashreplace")
-        except Exception:  # changed meanwhile: the long way knows what to do
-            self.handle(whole(parts))
-            return
+    def take_line(self, line: str | bytes, parts: Parts) -> None:
+        """Write a line without a newline; failures are counted."""
+        if isinstance(line, str):
+            line = line.encode("utf-8", "backslashreplace")
         self.write(line + b"\n", parts)
 
     def write(self, line: bytes, record: logging.LogRecord | Parts) -> bool:
@@ -244,8 +236,8 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
                 failures = [*(failures or ()), *self._write_waiting()]
         if not failures:
             return True
-        for failed, error in failures:
-            self._report(failed, error)
+        for failure in failures:
+            self._report(*failure)
         return failures[0][0] is not record
 
     def _write_waiting(self) -> list[_Failure]:

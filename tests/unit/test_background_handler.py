@@ -362,7 +362,7 @@ def test_the_stream_says_what_was_dropped(make: Make) -> None:
 def idle(handler: BackgroundHandler) -> bool:
     """Whether the thread waits for a record."""
     with handler._lock:
-        return handler._is_waiting and not handler._queue
+        return handler._is_asleep and not handler._queue
 
 
 def test_drops_are_told_at_intervals_at_a_flush_and_at_close(make: Make) -> None:

@@ -9,6 +9,8 @@ import logging.config
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,61 @@ def test_a_closed_stream_costs_a_count_and_nothing_else() -> None:
         log(handler, "two")
     assert handler.losses == {"ValueError": 2}
     assert report.getvalue().count("--- Logging error ---") == 1
+
+
+def test_a_line_is_visible_at_once(tmp_path: Path) -> None:
+    """Also in a stream that keeps what it is given, and with a terminator that ends no line."""
+    handler = ConsoleHandler("stdout")
+    with open(tmp_path / "out", "w") as stream, contextlib.redirect_stdout(stream):
+        handler.write_line("one")
+        handler.terminator = "|"
+        log(handler, "two")
+        assert (tmp_path / "out").read_text() == "one\ntwo|"
+
+
+def test_a_line_for_no_stream_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a record for none."""
+    handler = ConsoleHandler()
+    monkeypatch.setattr(sys, "stderr", None)
+    handler.write_line("nobody")
+
+
+def test_what_the_stream_raises_is_the_callers_of_write_line() -> None:
+    """It has no record to count."""
+    stream = io.StringIO()
+    stream.close()
+    handler = ConsoleHandler("stdout")
+    with contextlib.redirect_stdout(stream), pytest.raises(ValueError, match="closed"):
+        handler.write_line("one")
+    assert not handler.losses
+
+
+class Slow(io.StringIO):
+    """Writes letter by letter, and so mixes lines that are not kept apart; it cannot be flushed."""
+
+    flush = property()  # type: ignore[assignment]
+
+    def write(self, text: str) -> int:
+        for letter in text:
+            super().write(letter)
+            time.sleep(0)
+        return len(text)
+
+
+def test_lines_of_threads_are_whole() -> None:
+    """Whatever the stream does."""
+    handler, stream = ConsoleHandler("stdout"), Slow()
+    lines = [letter * 20 for letter in "abcd"]
+    with contextlib.redirect_stdout(stream):
+        threads = [
+            threading.Thread(target=lambda line=line: [handler.write_line(line) for _ in range(20)])
+            for line in lines
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert sorted(stream.getvalue().split()) == sorted(lines * 20)
 
 
 def test_a_reader_that_went_away_does_not_stop_the_program() -> None:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import builtins
 import json
+import logging
 from typing import Any
 
 import pytest
 
 from foundry_log.encoding import encode_value
-from foundry_log.exception_data import MAX_LINKS, exception_data, traceback_text
+from foundry_log.exception_data import (
+    MAX_LINKS,
+    exc_info_of,
+    exception_data,
+    formatted_exception,
+    traceback_text,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -100,6 +107,31 @@ def test_one_that_was_never_raised_has_its_name() -> None:
     assert traceback_text(ValueError("x")) == "ValueError: x\n"
 
 
+@pytest.mark.parametrize("message", ["x", "", "two\nlines\n"])
+def test_the_text_for_a_formatter_is_the_stdlibs(message: str) -> None:
+    """That of `logging.Formatter`, which takes one newline off."""
+    exc_info = exc_info_of(raised(ValueError(message)))
+
+    assert formatted_exception(exc_info) == logging.Formatter().formatException(exc_info)
+
+
+def test_the_text_for_a_formatter_shows_the_frames_of_the_record() -> None:
+    """Whatever the exception has by now."""
+    error = raised(ValueError("x"))
+    kind, _, frames = exc_info_of(error)
+    error.__traceback__ = None
+
+    assert formatted_exception((kind, error, frames)).startswith("Traceback")
+    assert formatted_exception((kind, error, None)) == "ValueError: x"
+
+
+def test_no_exception_has_the_text_of_the_stdlib() -> None:
+    """A record may carry `sys.exc_info()` of outside of any block."""
+    nothing: Any = (None, None, None)
+
+    assert formatted_exception(nothing) == logging.Formatter().formatException(nothing)
+
+
 def test_circular_causes_end() -> None:
     """The second time an exception is met, its name and text are enough."""
     one, other = ValueError(1), ValueError(2)
@@ -152,6 +184,7 @@ def test_an_exception_that_raises_is_described(name: str) -> None:
 
     assert exception_data(error)["type"].endswith("E")
     assert "E" in traceback_text(error)
+    assert formatted_exception(exc_info_of(error)) == traceback_text(error).rstrip("\n")
     json.loads(encode_value(exception_data(error)))
 
 
@@ -164,3 +197,5 @@ def test_what_stops_a_program_passes() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         exception_data(StopError())
+    with pytest.raises(KeyboardInterrupt):
+        traceback_text(StopError())

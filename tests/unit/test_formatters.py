@@ -1,4 +1,4 @@
-"""Formatters: one record to one line of strict JSON, or to lines for people."""
+"""Formatters: one record to one line of strict JSON."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import json
 import logging
 import logging.config
 import math
-import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,6 @@ from foundry_log import (
 )
 from foundry_log.formatters import EntryFormatter
 from foundry_log.records import TEXT, entry_record, structured
-from foundry_log.text_formatters import BASE_FIELDS
 
 pytestmark = pytest.mark.unit
 
@@ -588,207 +585,6 @@ class TestEntries:
 
         assert text.startswith(f'{{"timestamp":"{STAMP}","step":1,"metrics":{{"loss":null}}')
         assert math.isnan(decode_line(text)["metrics"]["loss"])
-
-
-@pytest.fixture
-def terminal() -> Iterator[Any]:
-    """A stream that is a terminal, and the end to read it from."""
-    leader, follower = os.openpty()
-    with open(follower, "w") as stream, open(leader, "rb") as screen:
-        yield stream, screen
-
-
-class TestConsoleColors:
-    """Colours are for terminals."""
-
-    def test_a_terminal_gets_them(self, terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Through a handler, byte for byte."""
-        monkeypatch.delenv("NO_COLOR", raising=False)
-        stream, screen = terminal
-        handler = logging.StreamHandler(stream)
-        handler.setFormatter(ConsoleFormatter(stream=stream))
-        handler.handle(record(step=3))
-        shown = os.read(screen.fileno(), 1000)
-
-        assert b"\x1b[32mINFO    \x1b[0m" in shown
-        assert b"\x1b[2mstep=3\x1b[0m" in shown
-
-    def test_no_color_is_honoured(self, terminal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        """https://no-color.org: set and not empty."""
-        monkeypatch.setenv("NO_COLOR", "1")
-        assert "\x1b" not in ConsoleFormatter(stream=terminal[0]).format(record())
-        monkeypatch.setenv("NO_COLOR", "")
-        assert "\x1b" in ConsoleFormatter(stream=terminal[0]).format(record())
-
-    def test_a_file_gets_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Nor does a pipe, a stream that was closed, or none at all."""
-        closed = io.StringIO()
-        closed.close()
-        with open(tmp_path / "log", "w") as file:
-            for stream in (file, io.StringIO(), closed, object()):
-                text = ConsoleFormatter(stream=stream).format(record())  # type: ignore[arg-type]
-                assert "\x1b" not in text
-        monkeypatch.setattr(sys, "stderr", None)
-
-        assert "\x1b" not in ConsoleFormatter().format(record())
-
-    def test_they_may_be_forced(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Either way, whatever the stream."""
-        monkeypatch.setenv("NO_COLOR", "1")
-
-        assert "\x1b" in ConsoleFormatter(colors=True).format(record())
-        assert "\x1b" not in PlainFormatter().format(record())
-
-    @pytest.mark.parametrize(
-        ("level", "color"), [(10, "2"), (20, "32"), (30, "33"), (35, "33"), (40, "31"), (50, "1;")]
-    )
-    def test_each_level_has_its_own(self, level: int, color: str) -> None:
-        """Levels in between have that of the next below."""
-        text = ConsoleFormatter(colors=True).format(record(levelno=level))
-
-        assert f"\x1b[{color}" in text.split("INFO")[0]
-
-
-class TestConsoleLine:
-    """A line that people read."""
-
-    def test_its_parts(self) -> None:
-        """Time, level, logger, message, context."""
-        text = PlainFormatter().format(structured_record("hello", step=3, user="me"))
-        local = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(CREATED))
-
-        assert text == f"{local} INFO     app.part: hello  step=3 user=me"
-
-    def test_what_is_the_same_on_every_line_is_hidden(self) -> None:
-        """Or what the caller names instead."""
-        made = structured_record("hello", **dict.fromkeys(BASE_FIELDS, "x"), step=3)
-
-        assert PlainFormatter().format(made).endswith("hello  step=3")
-        assert "rank=x" in PlainFormatter(hide=["step"]).format(made)
-        assert "step" not in PlainFormatter(hide=["step"]).format(made)
-
-    @pytest.mark.parametrize(
-        ("value", "shown"),
-        [
-            (0.123456789, "0.1235"),
-            (math.nan, "nan"),
-            (12345678, "12345678"),
-            (None, "null"),
-            (True, "true"),
-            ("word", "word"),
-            ("two words", '"two words"'),
-            ('a" b="c', r'"a\" b=\"c"'),
-            ("", '""'),
-            ("x" * 100, "x" * 59 + "…"),
-            ("x y" * 10_000_000, '"' + ("x y" * 20)[:58] + "…"),
-            ([1, {"a": 2}], '[1,{"a":2}]'),
-            ({1}, "[1]"),
-            (ValueError("bad"), '{"type":"ValueError","message":"bad"}'),
-        ],
-        ids=lambda value: str(value)[:10],
-    )
-    def test_values_are_short(self, value: Any, shown: str) -> None:
-        """Four digits, sixty characters, quotes where a value could pass for more than one."""
-        text = PlainFormatter().format(record("hello", value=value))
-
-        assert text.split("hello  ")[1] == f"value={shown}"
-
-    def test_a_format_of_the_stdlib_takes_the_heads_place(self) -> None:
-        """In each style; the context follows."""
-        for fmt, style in (("%(name)s|%(message)s", "%"), ("{name}|{message}", "{")):
-            formatter = ConsoleFormatter(fmt, style=style)
-            assert formatter.format(record(step=3)) == "app.part|hello  step=3"
-        dated = ConsoleFormatter("%(asctime)s %(message)s", "%Y").format(record())
-
-        assert dated == "2026 hello"
-
-    def test_tracebacks_follow_indented(self) -> None:
-        """And stacks; every further line of the record is seen to be one."""
-        error = caught(ValueError("a\nb"))
-        made = record("first\nsecond")
-        made.exc_info = (ValueError, error, error.__traceback__)
-        made.stack_info = "Stack"
-        first, *rest = PlainFormatter().format(made).split("\n")
-
-        assert first.endswith("first")
-        assert rest[0] == "    second"
-        assert "    ValueError: a" in rest
-        assert rest[-1] == "    Stack"
-        assert all(text.startswith("    ") for text in rest)
-
-    def test_the_traceback_behind_a_queued_message_follows_too(self) -> None:
-        """Not in the middle of the line."""
-        made = structured_record("failed", step=3)
-        made.msg += "\nTraceback\nValueError: x"
-        lines = PlainFormatter().format(made).split("\n")
-
-        assert lines[0].endswith("failed  step=3")
-        assert lines[1:] == ["    Traceback", "    ValueError: x"]
-
-    def test_formatting_it_does_not_change_the_next_formatters_line(self) -> None:
-        """The JSON line after the console's is that of the record."""
-        made = record("a\nb\x1b[31m", step=3)
-        PlainFormatter().format(made)
-
-        assert line(JsonFormatter(), made)["message"] == "a\nb\x1b[31m"
-        assert line(JsonFormatter(), made)["context"] == {"step": 3}
-
-
-FORGERIES = {
-    "newline": "x\n2026-01-01 00:00:00 ERROR    root: forged",
-    "return": "x\r2026-01-01 00:00:00 ERROR    root: forged",
-    "colour": "\x1b[31mred\x1b[0m",
-    "erase": "\x1b[2K\x1b[1A",
-    "title": "\x1b]0;title\x07",
-    "c1": "\x9b31m\x85",
-    "separators": "\u2028\u2029\x0b\x0c\x1c",
-    "backspace": "a\x08\x7f",
-    "bidi": "\u202eabc\u2066",
-    "surrogate": "\ud800",
-}
-
-
-class TestForgery:
-    """No text from outside can colour, erase or forge a line."""
-
-    @pytest.mark.parametrize("text", FORGERIES.values(), ids=FORGERIES)
-    @pytest.mark.parametrize("place", ["message", "value", "key", "logger", "level", "exception"])
-    @pytest.mark.parametrize("fmt", [None, "%(levelname)s %(name)s %(message)s"])
-    def test_control_characters_are_shown(self, fmt: str | None, place: str, text: str) -> None:
-        """As escapes, wherever they come from; and each line but the first is indented."""
-        made = record(text if place == "message" else "hello")
-        if place == "value":
-            made.value = text
-        if place == "key":
-            made.__dict__[text] = 1
-        if place == "logger":
-            made.name = text
-        if place == "level":
-            made.levelname = text
-        if place == "exception":
-            made.exc_info = (ValueError, ValueError(text), None)
-        shown = ConsoleFormatter(fmt, colors=False).format(made)
-
-        first, *rest = shown.split("\n")
-        assert all(further.startswith("    ") for further in rest)
-        assert not any(ord(char) < 32 or 0x7F <= ord(char) < 0xA0 for char in first.join(rest))
-        assert not any(char in shown for char in "\u2028\u2029\u202e\u2066\ud800")
-        assert "ERROR    root: forged" not in shown or not shown.startswith("2026-01-01")
-
-    def test_a_field_that_a_format_names_is_safe(self) -> None:
-        """What `extra` brings into the head of the line."""
-        text = ConsoleFormatter("%(user)s: %(message)s").format(record(user="me\nroot: forged"))
-
-        assert text.startswith("me\\nroot: forged: hello")
-
-    @settings(max_examples=200, deadline=None)
-    @given(st.text(), st.text())
-    def test_any_text_stays_in_its_line(self, message: str, value: str) -> None:
-        """Messages and values of any characters."""
-        lines = PlainFormatter().format(record(message, value=value)).splitlines()
-
-        assert len(lines) <= 1 + message.count("\n")
-        assert all(text.startswith("    ") for text in lines[1:])
 
 
 def test_formatters_are_shared_by_threads() -> None:

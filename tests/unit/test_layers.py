@@ -25,6 +25,7 @@ LAYERS = (
         "running_stats",
         "files.*",
         "redaction",
+        "tracebacks",
         "exception_data",
         "decorating",
     },
@@ -35,7 +36,7 @@ LAYERS = (
     # handlers and readers
     {"handlers.*", "jsonl"},
     # loggers and the set-up
-    {"adapters", "metrics", "performance", "error_tracker", "signals", "session"},
+    {"adapters", "plain_loggers", "metrics", "performance", "error_tracker", "signals", "session"} | {"metric_statistics"},
     # wings
     {"training.*"},
     # command line
@@ -64,6 +65,7 @@ PUBLIC = {
     "configure",
     "decode_line",
     "encode_line",
+    "fast_loggers",
     "read_jsonl",
 }
 
