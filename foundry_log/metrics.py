@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from itertools import islice
 from logging import INFO
 from pathlib import Path
@@ -15,13 +15,15 @@ from typing import Any
 
 from foundry_log.context import bound_fields
 from foundry_log.encoding import encode_value, to_plain
+from foundry_log.files.history import histories
 from foundry_log.files.locks import thread_lock
 from foundry_log.handlers.direct import hand_over, takers
 from foundry_log.handlers.losses import cause_of
 from foundry_log.handlers.owned import owned_handler
+from foundry_log.handlers.rotating_jsonl import RotatingJsonlHandler
 from foundry_log.jsonl import JsonlCursor, read_jsonl
+from foundry_log.metric_statistics import MetricStatistics
 from foundry_log.records import entry_record
-from foundry_log.running_stats import RunningStats
 
 MAX_SHOWN = 20
 """Metrics of a step that its line for people names; the file has all."""
@@ -69,7 +71,7 @@ class MetricsLogger:
         self._sinks = logging.getLogger(f"{_log.name}.{experiment_name}")
         self._sinks.propagate = False
         self._path = Path(os.path.abspath(self.metrics_file))  # the process may change directory
-        self._index = _Index(self._path)
+        self._index = _Index(self._path, self._handler)
         self.sink_failures: Counter[str] = Counter()
         """Records that a handler of `foundry_log.metrics.<experiment>` refused, by cause."""
 
@@ -110,9 +112,10 @@ class MetricsLogger:
     def compute_statistics(self, metric_name: str) -> dict[str, float]:
         """Return `count`, `mean`, `min`, `max`, `std` over the finite values of a metric.
 
-        Values of the whole history count, also of earlier processes. The first question reads the
-        files, later ones only what has been added. `std` is the sample standard deviation, 0.0 for
-        one value. Empty for a metric without finite values.
+        Values of the whole history count. What this logger alone has logged is answered from
+        memory; where the files hold entries of an earlier or another process too, the first
+        question reads them, and later ones what has been added. `std` is the sample standard
+        deviation, 0.0 for one value. Empty for a metric without finite values.
         """
         return self._index.statistics(metric_name)
 
@@ -137,9 +140,13 @@ class MetricsLogger:
             _log.info(message, stacklevel=3)
 
     def _write(self, message: str, entry: dict[str, Any]) -> None:
-        handler, sinks = self._handler, self._sinks
-        if not sinks.handlers and handler.takes_parts():
-            handler.take((time.time(), INFO, "INFO", sinks.name, message, entry))
+        handler, sinks, index = self._handler, self._sinks, self._index
+        is_direct = not sinks.handlers and handler.takes_parts()
+        if index.is_whole is None or not is_direct:
+            index.before_entry(is_direct)
+        if is_direct:
+            if handler.take((time.time(), INFO, "INFO", sinks.name, message, entry)):
+                index.add(entry)
             return
         record = entry_record(sinks.name, INFO, message, entry)
         handler.handle(record)
@@ -158,33 +165,54 @@ class MetricsLogger:
 
 
 class _Index:
-    """Statistics of each metric, brought up to date from the file when asked."""
+    """Statistics of each metric: of what was logged here, for as long as that is all there is.
 
-    def __init__(self, path: Path) -> None:
+    Where the files hold more, of an earlier process or another writer, it is the files that count:
+    they are read at the first question, and what is new at the later ones.
+    """
+
+    def __init__(self, path: Path, handler: RotatingJsonlHandler) -> None:
+        self._path = path
+        self._handler = handler
+        self._logged = MetricStatistics()
+        self.is_whole: bool | None = None  # whether `_logged` has all; None before the first entry
         self._cursor = JsonlCursor(path)
-        self._stats: dict[str, RunningStats] = {}
-        self._lock = thread_lock()  # guards both
+        self._read = MetricStatistics()
+        self._lock = thread_lock()  # guards the two above
+
+    def before_entry(self, is_seen: bool) -> None:
+        """Take note that an entry is about to be written; whether `add` will see it as it is."""
+        if not is_seen:
+            self.is_whole = False
+        elif self.is_whole is None:
+            self.is_whole = False  # until it is known
+            self.is_whole = self._is_nothing_there()
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Take in a plain entry that has been written."""
+        metrics = entry.get("metrics")
+        if type(metrics) is dict:
+            self._logged.add(metrics)
 
     def statistics(self, name: str) -> dict[str, float]:
+        if self.is_whole and self._handler.is_alone:
+            return self._logged.summary(name)
         with self._lock:
             self._cursor.advance(self._take)
-            stats = self._stats.get(name)
-            return stats.summary() if stats else {}
+            return self._read.summary(name)
 
     def _take(self, entry: dict[str, Any]) -> None:
         metrics = entry.get("metrics")
-        if not isinstance(metrics, dict):
-            return
-        for name, value in metrics.items():
-            if type(value) in (int, float) and _is_finite(value):
-                self._stats.setdefault(name, RunningStats()).add(value)
+        if type(metrics) is dict:
+            self._read.add(metrics)
 
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond the floats
-        return False
+    def _is_nothing_there(self) -> bool:
+        try:
+            with ExitStack() as files:
+                found = histories(str(self._path), True, files)
+                return not any(part.size for parts in found.values() for part in parts)
+        except OSError:
+            return False
 
 
 def _listed(values: Any) -> str:

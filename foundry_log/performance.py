@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-import time
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from time import perf_counter_ns
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +22,8 @@ from foundry_log.running_stats import RunningStats
 
 MAX_SAMPLES = 10_000
 """Durations that are kept of each timer, the latest."""
+MAX_WAITING = 2 * MAX_SAMPLES
+"""Durations that wait at most to be taken in; the more at once, the less each costs."""
 
 _NS = 1_000_000_000
 
@@ -28,7 +31,8 @@ _NS = 1_000_000_000
 class PerformanceLogger:
     """Times blocks of code and keeps their statistics in bounded memory.
 
-    Thread-safe. Costs are in the README.
+    Thread-safe; a signal handler may time and ask too. The end of a block only notes its duration:
+    whoever asks takes into the timers what was noted. Costs are in the README.
 
     Args:
         logger: a logger or a StructuredLogger, which gets one record a block.
@@ -40,21 +44,24 @@ class PerformanceLogger:
     def __init__(self, logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
         checked_logger(logger)
         self.logger = logger
+        # Each list begins with the durations that were taken in, None at first; behind them are the
+        # nanoseconds that were measured since. One slice assignment, which nothing can interrupt,
+        # takes them in.
+        self._measured: dict[str, list[Any]] = {}
         self._timers: dict[str, list[float]] = {}
-        self._totals: dict[str, _Total] = {}
-        self._lock = thread_lock()  # guards both dicts and what is in them
+        self._lock = thread_lock()  # held by the one who takes in or resets
+        self._taking_in = _TakingIn()
 
     @property
     def timers(self) -> dict[str, list[float]]:
         """Name to durations in seconds, oldest first, at most the latest 10,000 of each.
 
         Yours to read and to assign: a list that you assign or change is what the statistics are
-        made of from then on.
+        made of from then on. The lists are brought up to date whenever anything is asked of this
+        object: blocks that end later are not in them yet, and come behind what you put there.
         """
-        with self._lock:
-            for name, total in self._totals.items():
-                if self._timers.get(name) is total.durations:
-                    total.trim()
+        for name in list(self._measured):
+            self._taken_in(name)
         return self._timers
 
     def time_block(self, name: str, log_level: int = logging.DEBUG) -> TimedBlock:
@@ -75,7 +82,13 @@ class PerformanceLogger:
         Raises:
             TypeError: `name` is no text, as when the parentheses of a decorator are left out.
         """
-        return TimedBlock(self, _checked_name(name), log_level)
+        if type(name) is not str:
+            _check_name(name)
+        block = TimedBlock()  # an __init__ would be a fifth of what a block costs
+        block._owner = self
+        block._name = name
+        block._level = log_level
+        return block
 
     def get_timing_statistics(self, name: str) -> dict[str, float]:
         """Return `count`, `mean`, `min`, `max` and `std` of a timer, times in seconds.
@@ -83,13 +96,7 @@ class PerformanceLogger:
         Exact over all blocks of the run, also beyond the durations that are kept. `std` is the
         sample standard deviation, 0.0 for one block. Empty for an unknown name.
         """
-        with self._lock:
-            durations, total = self._timers.get(name), self._totals.get(name)
-            if durations is None:
-                return {}
-            if total is not None and total.describes(durations):
-                return total.summary()
-            return RunningStats(durations).summary()
+        return self._taken_in(name).stats.summary()
 
     def get_timing_percentiles(
         self, name: str, percentiles: Sequence[float] = (50, 95, 99)
@@ -109,8 +116,7 @@ class PerformanceLogger:
         for percentile in percentiles:
             if not 0 < percentile <= 100:
                 raise ValueError(f"percentile {percentile!r} must be above 0 and at most 100")
-        with self._lock:
-            ordered = sorted(self._timers.get(name, [])[-MAX_SAMPLES:])
+        ordered = sorted(self._taken_in(name).kept[-MAX_SAMPLES:])
         if not ordered:
             return {}
         return {
@@ -136,13 +142,13 @@ class PerformanceLogger:
     def reset_timers(self) -> None:
         """Forget all timers."""
         with self._lock:
+            self._measured.clear()
             self._timers.clear()
-            self._totals.clear()
 
     def timing_report(self) -> dict[str, dict[str, float]]:
         """Return each timer's statistics, percentiles and `total` in seconds, largest first."""
         report = {}
-        for name in list(self._timers):
+        for name in list(self.timers):
             statistics = self.get_timing_statistics(name)
             if statistics:
                 report[name] = {
@@ -168,96 +174,84 @@ class PerformanceLogger:
 
     def record(self, name: str, duration_ns: int) -> None:
         """Add a duration that was measured elsewhere, in nanoseconds."""
+        self._note(name, int(duration_ns))
+
+    def _note(self, name: str, duration_ns: int) -> None:
+        """Add a duration; appending is atomic, so it takes no lock."""
+        try:
+            measured = self._measured[name]
+        except KeyError:
+            measured = self._measured.setdefault(name, [None])
+        measured.append(duration_ns)
+        if len(measured) > MAX_WAITING:
+            self._taken_in(name)
+
+    def _taken_in(self, name: str) -> _Durations:
+        """Return all durations of a timer, after bringing its list up to date."""
         with self._lock:
-            durations = self._timers.get(name)
-            if durations is None:
-                durations = self._timers[name] = []
-            total = self._totals.get(name)
-            if total is None or total.durations is not durations:
-                total = self._totals[name] = _Total(durations)
-            total.add(duration_ns)
+            # A signal handler may come here while its thread is here; then it only looks.
+            may_change = not self._taking_in.now
+            try:
+                self._taking_in.now = True
+                measured = self._measured.get(name, [None])
+                past, new = measured[0], measured[1:]
+                listed = self._timers.get(name)
+                if past is None or not past.describes(listed):
+                    past = _Durations.of([] if listed is None else listed)
+                present: _Durations = past.followed_by(new) if new else past
+                if may_change and new:
+                    measured[: 1 + len(new)] = [present]
+                    self._timers[name] = present.listed
+                if may_change:
+                    present.show()
+                return present
+            finally:
+                self._taking_in.now = not may_change
 
 
-class _Total:
-    """Exact sums over all durations of one timer, in integer nanoseconds, and the latest ones."""
-
-    __slots__ = (
-        "_kept",
-        "_kept_ns",
-        "_squares_ns",
-        "_sum_ns",
-        "count",
-        "durations",
-        "max_ns",
-        "min_ns",
-    )
-
-    def __init__(self, durations: list[float]) -> None:
-        self.durations = durations
-        self.count = self._kept = 0
-        self.min_ns = self.max_ns = self._sum_ns = self._squares_ns = self._kept_ns = 0
-        for seconds in durations:
-            self._take(_nanoseconds(seconds))
-        if not all(map(math.isfinite, durations)):
-            self._kept = -1  # a caller's NaN has no sum: the list is what counts
-
-    def add(self, ns: int) -> None:
-        self.durations.append(ns / _NS)
-        self._take(ns)
-        if self._kept >= 2 * MAX_SAMPLES:
-            self.trim()  # now and then, since taking items off the front moves all others
-
-    def trim(self) -> None:
-        """Keep the latest durations."""
-        surplus = self.durations[:-MAX_SAMPLES]
-        if surplus:
-            del self.durations[: len(surplus)]
-            self._kept -= len(surplus)
-            self._kept_ns -= sum(map(_nanoseconds, surplus))
-
-    def describes(self, durations: list[float]) -> bool:
-        """Return whether the list is as this object left it, not assigned or changed since."""
-        return (
-            durations is self.durations
-            and len(durations) == self._kept
-            and sum(map(_nanoseconds, durations)) == self._kept_ns
-        )
-
-    def summary(self) -> dict[str, float]:
-        count, total = self.count, self._sum_ns
-        spread = 0.0
-        if count > 1:
-            variance = (count * self._squares_ns - total * total) / (count * (count - 1))
-            spread = math.sqrt(variance)
-        return {
-            "count": count,
-            "mean": total / count / _NS,
-            "min": self.min_ns / _NS,
-            "max": self.max_ns / _NS,
-            "std": spread / _NS,
-        }
-
-    def _take(self, ns: int) -> None:
-        if ns < self.min_ns or not self.count:
-            self.min_ns = ns
-        if ns > self.max_ns or not self.count:
-            self.max_ns = ns
-        self.count += 1
-        self._kept += 1
-        self._sum_ns += ns
-        self._kept_ns += ns
-        self._squares_ns += ns * ns
-
-
-def _checked_name(name: Any) -> str:
+def _check_name(name: Any) -> None:
     if not isinstance(name, str):
         raise TypeError(f'time_block({name!r}) needs a name: @perf.time_block("forward")')
-    return name
 
 
-def _nanoseconds(seconds: float) -> int:
-    # Exact for what was made by dividing, up to 50 days.
-    return round(seconds * _NS) if math.isfinite(seconds) else 0
+class _TakingIn(threading.local):
+    """Of each thread, since the child of a fork has only the one that forked."""
+
+    now = False
+
+
+class _Durations:
+    """The durations of one timer in seconds: statistics of all, and the latest."""
+
+    __slots__ = ("_shown", "kept", "listed", "stats")
+
+    def __init__(self, listed: list[float], kept: list[float], stats: RunningStats) -> None:
+        self.listed = listed  # the one in `timers`, whose owner may change it
+        self.kept = self._shown = kept
+        self.stats = stats
+
+    @classmethod
+    def of(cls, listed: list[float]) -> _Durations:
+        return cls(listed, listed[:], RunningStats(listed))
+
+    def describes(self, listed: list[float] | None) -> bool:
+        """Return whether the list is as it was last shown, or as it is to be shown."""
+        return listed is self.listed and (listed == self.kept or listed == self._shown)
+
+    def followed_by(self, nanoseconds: list[int]) -> _Durations:
+        """Return these durations with later ones behind them, which are not shown yet."""
+        stats = RunningStats(nanoseconds).divided(_NS)  # of integers they are made faster
+        stats.merge(self.stats)
+        latest = [duration / _NS for duration in nanoseconds[-MAX_SAMPLES:]]
+        longer = _Durations(self.listed, (self.kept + latest)[-MAX_SAMPLES:], stats)
+        longer._shown = self._shown
+        return longer
+
+    def show(self) -> None:
+        """Make the list that of the latest durations."""
+        if self._shown is not self.kept:
+            self.listed[:] = self.kept
+            self._shown = self.kept
 
 
 class TimedBlock:
@@ -265,14 +259,13 @@ class TimedBlock:
 
     __slots__ = ("_level", "_name", "_owner", "_started")
 
-    def __init__(self, owner: PerformanceLogger, name: str, level: int) -> None:
-        self._owner = owner
-        self._name = name
-        self._level = level
-        self._started = 0
+    _level: int
+    _name: str
+    _owner: PerformanceLogger
+    _started: int
 
     def __enter__(self) -> TimedBlock:
-        self._started = time.perf_counter_ns()
+        self._started = perf_counter_ns()
         return self
 
     def __exit__(
@@ -281,11 +274,11 @@ class TimedBlock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        duration = time.perf_counter_ns() - self._started
-        self._owner.record(self._name, duration)
-        logger = self._owner.logger
-        if logger.isEnabledFor(self._level):
-            logger.log(
+        duration = perf_counter_ns() - self._started
+        owner = self._owner
+        owner._note(self._name, duration)
+        if owner.logger.isEnabledFor(self._level):
+            owner.logger.log(
                 self._level,
                 "%s completed in %.4fs",
                 self._name,
@@ -296,4 +289,4 @@ class TimedBlock:
 
     def __call__(self, function: Function) -> Function:
         """Return `function`, each call timed by a block of its own."""
-        return run_inside(lambda: TimedBlock(self._owner, self._name, self._level), function)
+        return run_inside(lambda: self._owner.time_block(self._name, self._level), function)

@@ -64,6 +64,8 @@ class AppendFile:
         self._descriptor = -1  # O_APPEND: every line
         self._patch = -1  # without it: on an O_APPEND one Linux ignores the position of a write
         self._own_end = -1  # where this writer's last line ended
+        self.is_alone = True
+        """Whether all that it has found in its files so far were its own lines."""
         self._regular = True
         self._identity = (-1, -1)
         self.looked = -math.inf
@@ -83,6 +85,10 @@ class AppendFile:
     def is_removed(self) -> bool:
         """Whether the open file has no name any more, so that what is written to it is gone."""
         return self._descriptor >= 0 and os.fstat(self._descriptor).st_nlink == 0
+
+    def has_grown_to(self) -> int:
+        """Return the size that the open file has now; as last seen where none is open."""
+        return os.fstat(self._descriptor).st_size if self._descriptor >= 0 else self.size
 
     def open(self) -> None:
         """Open the file now.
@@ -114,6 +120,7 @@ class AppendFile:
         start, own_end = end - length, self._own_end
         self._own_end = self.size = end
         if start != own_end and start > 0:
+            self.is_alone = False
             self._heal(start)
 
     def moved(self, every_s: float = 0.0) -> bool:
@@ -147,6 +154,8 @@ class AppendFile:
         if self._descriptor < 0:
             self.open()
             return
+        if self.has_grown_to() != self.size:
+            self.is_alone = False
         with locks.opening:
             descriptor, patch = self._opened()
             # The number of the descriptor stays: whoever writes without our lock, or is inside a

@@ -150,7 +150,7 @@ class BackgroundHandler(TakesParts):
             return False
         return all(map(_takes_parts, self.handlers))
 
-    def take(self, parts: Parts) -> None:
+    def take(self, parts: Parts) -> bool:
         """Queue the parts of a record."""
         if self.filters:
             parts = with_fields(parts, self.filters)
@@ -158,6 +158,7 @@ class BackgroundHandler(TakesParts):
             self._deliver(parts)
         elif any(parts[1] >= handler.level for handler in self.handlers):
             self._put_or_deliver(parts)
+        return True
 
     def _parts(self, record: logging.LogRecord) -> Parts | None:
         """Return what those behind the queue need of the record; None where one needs all of it."""

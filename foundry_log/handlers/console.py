@@ -53,16 +53,19 @@ class ConsoleHandler(TakesParts, _StreamHandler):
         except Exception:
             self.handleError(record)
 
-    def take(self, parts: Parts) -> None:
-        """Write the line of the record that has these parts; what goes wrong is counted."""
-        self.within_bounds(super().take, parts)  # a stream of somebody's own may log
+    def take(self, parts: Parts) -> bool:
+        """Do what `handle` does with the record that has these parts; return whether it is done."""
+        # A stream of somebody's own may log.
+        return bool(self.within_bounds(super().take, parts))
 
-    def take_line(self, line: str | bytes, parts: Parts) -> None:
-        """Write a line without a newline; failures are counted."""
+    def take_line(self, line: str | bytes, parts: Parts) -> bool:
+        """Write a line without a newline; return whether it is written."""
         try:
             self.write_line(line if isinstance(line, str) else line.decode())
         except Exception:
             self.handleError(whole(parts))
+            return False
+        return True
 
     def write_line(self, text: str) -> None:
         """Write the text and the terminator behind it, visible at once; nothing without a stream.

@@ -49,8 +49,8 @@ class TakesParts(CountsLosses):
             and (not self.filters or all(map(adds_fields_only, self.filters)))
         )
 
-    def take(self, parts: Parts) -> None:
-        """Do what `handle` does with the record that has these parts."""
+    def take(self, parts: Parts) -> bool:
+        """Do what `handle` does with the record that has these parts; return whether it is done."""
         try:
             if self.filters:
                 parts = with_fields(parts, self.filters)
@@ -58,10 +58,10 @@ class TakesParts(CountsLosses):
             line = formatter.line(*parts)
         except Exception:  # something was changed meanwhile: the long way knows what to do
             self.handle(whole(parts))
-            return
-        self.take_line(line, parts)
+            return False
+        return self.take_line(line, parts)
 
-    def take_line(self, line: str | bytes, parts: Parts) -> None:
+    def take_line(self, line: str | bytes, parts: Parts) -> bool:
         """Write a line, in UTF-8 where it is bytes, without a newline; failures are counted."""
         raise NotImplementedError
 

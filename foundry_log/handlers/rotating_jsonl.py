@@ -196,11 +196,11 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
             return
         self.write(line, record)
 
-    def take_line(self, line: str | bytes, parts: Parts) -> None:
-        """Write a line without a newline; failures are counted."""
+    def take_line(self, line: str | bytes, parts: Parts) -> bool:
+        """Write a line without a newline; return whether it stands in the file."""
         if isinstance(line, str):
             line = line.encode("utf-8", "backslashreplace")
-        self.write(line + b"\n", parts)
+        return self.write(line + b"\n", parts)
 
     def write(self, line: bytes, record: logging.LogRecord | Parts) -> bool:
         """Write a finished line, ended by a newline; return whether it stands in the file.
@@ -508,6 +508,14 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
             if self._file.is_removed:
                 raise
             self._count(self.failed_rotations, record)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nobody else has written to this file, nor this handler to another one's."""
+        if not self._file.is_alone or self.baseFilename != self._given_name:
+            return False
+        with self.lock:  # type: ignore[union-attr]
+            return self._file.has_grown_to() == self._file.size
 
     def flush(self) -> None:
         """Do nothing: every record was written when its call returned."""

@@ -36,7 +36,16 @@ LAYERS = (
     # handlers and readers
     {"handlers.*", "jsonl"},
     # loggers and the set-up
-    {"adapters", "plain_loggers", "metrics", "performance", "error_tracker", "signals", "session"} | {"metric_statistics"},
+    {
+        "adapters",
+        "plain_loggers",
+        "metrics",
+        "metric_statistics",
+        "performance",
+        "error_tracker",
+        "signals",
+        "session",
+    },
     # wings
     {"training.*"},
     # command line

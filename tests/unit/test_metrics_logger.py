@@ -485,7 +485,7 @@ class TestMetricsLoggerDurability:
         """
         metrics_logger.log_step(1, 0, {})
         metrics_logger.metrics_file.unlink()
-        metrics_logger._handler._file._looked -= 1.5
+        metrics_logger._handler._file.looked -= 1.5
         metrics_logger.log_step(2, 0, {})
         assert [entry["step"] for entry in metrics_logger.get_metrics_history()] == [2]
 
@@ -661,3 +661,191 @@ def test_questions_find_the_file_after_a_change_of_directory(
 
     assert [entry["step"] for entry in metrics.get_metrics_history()] == [1]
     assert metrics.compute_statistics("loss")["count"] == 1
+
+
+@pytest.fixture
+def alone() -> Iterator[list[MetricsLogger]]:
+    """Loggers to be closed. Those made in a test have no sink: pytest catches what it finds."""
+    made: list[MetricsLogger] = []
+    yield made
+    for log in made:
+        log.close()
+
+
+def is_from_memory(log: MetricsLogger) -> bool:
+    return bool(log._index.is_whole) and log._handler.is_alone
+
+
+class TestStatisticsFromMemory:
+    """What a logger has logged itself is answered without a look at the files, while it is all."""
+
+    def test_a_run_of_its_own(self, tmp_path: Path, alone: list[MetricsLogger]) -> None:
+        """GIVEN: A logger of a new directory, and thousands of steps over many rotations
+        WHEN: Asking for statistics
+        THEN: They are exact, from memory, and what the files say.
+        """
+        log = MetricsLogger("memory", tmp_path, max_size_mb=0.01)
+        alone.append(log)
+        assert log.compute_statistics("loss") == {}
+        values = [math.sin(step) for step in range(2_000)]
+        for step, value in enumerate(values):
+            log.log_step(step, 0, {"loss": value, "bad": math.nan, "on": True, "name": "x"})
+
+        assert is_from_memory(log)
+        result = log.compute_statistics("loss")
+        assert result["count"] == 2_000
+        assert result["mean"] == pytest.approx(statistics.mean(values), abs=1e-12)
+        assert result["std"] == pytest.approx(statistics.stdev(values))
+        assert (result["min"], result["max"]) == (min(values), max(values))
+        assert log.compute_statistics("bad") == log.compute_statistics("on") == {}
+        assert len(filenames.rotated_files(str(log.metrics_file))) > 2
+        assert [entry["step"] for entry in log.get_metrics_history()] == list(range(2_000))
+
+    def test_entries_that_were_there_before(
+        self, tmp_path: Path, alone: list[MetricsLogger]
+    ) -> None:
+        """GIVEN: The file of an earlier process, rotated or not
+        WHEN: Logging more and asking
+        THEN: All entries count.
+        """
+        for name in ("metrics.jsonl", "metrics.20260101T000000000000Z.jsonl"):
+            folder = tmp_path / name
+            folder.mkdir()
+            (folder / name).write_text('{"step": 0, "metrics": {"loss": 1.0}}\n')
+            log = MetricsLogger("memory", folder)
+            alone.append(log)
+            log.log_step(1, 0, {"loss": 3.0})
+
+            assert not is_from_memory(log)
+            assert log.compute_statistics("loss")["mean"] == 2.0
+
+    @pytest.mark.parametrize("first", [True, False])
+    def test_another_writer_of_the_same_file(
+        self, tmp_path: Path, alone: list[MetricsLogger], first: bool
+    ) -> None:
+        """GIVEN: Two loggers of one file
+        WHEN: One is asked, whether it or the other wrote last
+        THEN: The entries of both count.
+        """
+        one, two = MetricsLogger("memory", tmp_path), MetricsLogger("other", tmp_path)
+        alone += [one, two]
+        one.log_step(0, 0, {"loss": 1.0})
+        assert is_from_memory(one)
+        for log in (one, two) if first else (two, one):
+            log.log_step(1, 0, {"loss": 1.0})
+
+        assert not is_from_memory(one)
+        assert one.compute_statistics("loss")["count"] == 3
+
+    def test_a_writer_that_only_wrote_before_a_rotation(
+        self, tmp_path: Path, alone: list[MetricsLogger]
+    ) -> None:
+        """GIVEN: Another's single entry, the last of a file that is rotated then
+        WHEN: Asking
+        THEN: It counts.
+        """
+        log = MetricsLogger("memory", tmp_path)
+        alone.append(log)
+        log.log_step(0, 0, {"loss": 1.0})
+        with log.metrics_file.open("a") as file:
+            file.write('{"step": 1, "metrics": {"loss": 1.0}}\n')
+        log._handler.doRollover()
+        log.log_step(2, 0, {"loss": 1.0})
+
+        assert log.compute_statistics("loss")["count"] == 3
+
+    def test_a_step_that_could_not_be_written(
+        self, tmp_path: Path, alone: list[MetricsLogger], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """GIVEN: A directory that is none for a while
+        WHEN: Logging meanwhile and afterwards
+        THEN: What the file has counts, and nothing else.
+        """
+        folder = tmp_path / "run"
+        folder.touch()
+        log = MetricsLogger("memory", folder)
+        alone.append(log)
+        log.log_step(0, 0, {"loss": 1.0})
+        assert sum(log.losses.values()) == 1
+        folder.unlink()
+        log.log_step(1, 0, {"loss": 3.0})
+
+        assert log.compute_statistics("loss") == {
+            "count": 1,
+            "mean": 3.0,
+            "min": 3.0,
+            "max": 3.0,
+            "std": 0.0,
+        }
+
+    def test_entries_that_a_sink_or_a_filter_gets_to_see(
+        self, tmp_path: Path, alone: list[MetricsLogger]
+    ) -> None:
+        """GIVEN: A handler on the metrics' logger for a while
+        WHEN: Asking
+        THEN: The files are asked, since a filter may have changed what they hold.
+        """
+        log = MetricsLogger("memory", tmp_path)
+        alone.append(log)
+        log.log_step(0, 0, {"loss": 1.0})
+        sinks = logging.getLogger("foundry_log.metrics.memory")
+        keeping = Keeping()
+        sinks.addHandler(keeping)
+        log.log_step(1, 0, {"loss": 1.0})
+        sinks.removeHandler(keeping)
+        log.log_step(2, 0, {"loss": 1.0})
+
+        assert len(keeping.records) == 1
+        assert not is_from_memory(log)
+        assert log.compute_statistics("loss")["count"] == 3
+
+    def test_threads_that_log_while_one_asks(
+        self, tmp_path: Path, alone: list[MetricsLogger]
+    ) -> None:
+        """GIVEN: Four threads that log
+        WHEN: Asking all the time, and at the end
+        THEN: No answer has more than was logged, and the last has all.
+        """
+        log = MetricsLogger("memory", tmp_path)
+        alone.append(log)
+
+        def work() -> None:
+            for step in range(500):
+                log.log_step(step, 0, {"loss": 1.0})
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            assert log.compute_statistics("loss").get("count", 0) <= 2_000
+        for thread in threads:
+            thread.join()
+
+        assert is_from_memory(log)
+        assert log.compute_statistics("loss")["count"] == 2_000
+
+
+def test_the_short_way_writes_what_the_long_one_does(
+    tmp_path: Path, alone: list[MetricsLogger]
+) -> None:
+    """GIVEN: A logger that nobody listens to, and one with a sink
+    WHEN: Logging the same, with scopes, and values of all kinds
+    THEN: Their lines are the same but for the time.
+    """
+    found = []
+    for name in ("short", "long"):
+        log = MetricsLogger(name, tmp_path / name)
+        alone.append(log)
+        sinks, keeping = logging.getLogger(f"foundry_log.metrics.{name}"), Keeping()
+        if name == "long":
+            sinks.addHandler(keeping)
+        with bound(phase="warm-up"):
+            log.log_step(1, 0, {"loss": math.nan, "name": "\ud800", "nested": {"a": [1, math.inf]}})
+        log.log_step("odd", None, ["no", "dict"])  # type: ignore[arg-type]
+        log.log_epoch_summary(0, {"loss": 2.0})
+        sinks.removeHandler(keeping)
+        assert len(keeping.records) == (3 if name == "long" else 0)
+        found.append([line.pop("timestamp") and line for line in lines(log.metrics_file)])
+
+    assert found[0] == found[1]
+    assert found[0][0]["context"] == {"phase": "warm-up"}

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
+import os
+import signal
 import statistics
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foundry_log import ExperimentConfig, PerformanceLogger, StructuredLogger
-from foundry_log.performance import MAX_SAMPLES
+from foundry_log.performance import MAX_SAMPLES, MAX_WAITING
 
 pytestmark = pytest.mark.unit
 
@@ -30,6 +34,56 @@ def busy(milliseconds: int) -> None:
     end = time.perf_counter_ns() + milliseconds * MS
     while time.perf_counter_ns() < end:
         pass
+
+
+def run_in_threads(work: Callable[[], object], count: int = 4) -> None:
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+
+@contextlib.contextmanager
+def interrupted_by(handler: Callable[[], None]) -> Iterator[None]:
+    """Call the handler by a real signal, again half a millisecond after each time."""
+    going_on = True
+
+    def on_alarm(*_: Any) -> None:
+        handler()
+        if going_on:
+            signal.setitimer(signal.ITIMER_REAL, 0.0005)
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005)
+    try:
+        yield
+    finally:
+        going_on = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def answer_of_child(perf: PerformanceLogger) -> int:
+    """Return how many blocks a forked child counts after one of its own; 0 if it hangs."""
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads is the point
+        child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            signal.alarm(20)
+            with perf.time_block("op"):
+                pass
+            count = int(perf.get_timing_statistics("op")["count"])
+            if len(perf.timers["op"]) == MAX_SAMPLES:
+                os.write(writing, str(count).encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    return int(text or 0)
 
 
 @pytest.fixture
@@ -273,7 +327,7 @@ class TestPerformanceLoggerStatistics:
         total = 2 * MAX_SAMPLES + MAX_SAMPLES // 2
         for number in range(total):
             perf.record("op", (number + 1) * 1000)
-            assert len(perf._timers["op"]) < 2 * MAX_SAMPLES + 1
+            assert len(perf._measured["op"]) <= MAX_WAITING
         assert perf.timers["op"] == [
             (number + 1) * 1000 / 1e9 for number in range(total - MAX_SAMPLES, total)
         ]
@@ -378,26 +432,120 @@ class TestPerformanceLoggerStatistics:
 
     def test_threads_lose_no_duration(self, perf: PerformanceLogger) -> None:
         """
-        GIVEN: Several threads
-        WHEN: All time blocks of one name while others read and reset another
-        THEN: Every block is counted.
+        GIVEN: Several threads, and more blocks than wait to be taken in
+        WHEN: All time blocks of one name while others ask for it
+        THEN: Every block is counted, and the latest are kept.
         """
 
         def work() -> None:
-            for number in range(300):
+            for number in range(MAX_WAITING // 4):
                 with perf.time_block("op"):
                     pass
-                if number % 50 == 0:
+                if number % 500 == 0:
                     perf.get_timing_statistics("op")
                     perf.timing_report()
                     len(perf.timers)
 
-        threads = [threading.Thread(target=work) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        assert perf.get_timing_statistics("op")["count"] == 1800
+        run_in_threads(work, 6)
+        assert perf.get_timing_statistics("op")["count"] == 6 * (MAX_WAITING // 4)
+        assert len(perf.timers["op"]) == MAX_SAMPLES
+
+    def test_a_reset_costs_no_later_block(self, perf: PerformanceLogger) -> None:
+        """
+        GIVEN: Threads that time blocks
+        WHEN: Resetting meanwhile, and counting what ended afterwards
+        THEN: All of that is there, and a block that began before and ended after counts.
+        """
+        begun = perf.time_block("op")
+        with begun:
+            run_in_threads(lambda: [perf.record("op", MS) or perf.reset_timers() for _ in "x" * 99])
+            assert perf.timers == {}
+        run_in_threads(lambda: [perf.record("op", MS) for _ in range(100)])
+        assert perf.get_timing_statistics("op")["count"] == 401
+
+    def test_a_signal_handler_may_time_and_ask_anywhere(self, perf: PerformanceLogger) -> None:
+        """
+        GIVEN: A signal handler that times a block and asks, and lists at their full length
+        WHEN: It interrupts a thread that does the same
+        THEN: It hears of every block that has ended, and none is lost or doubled.
+        """
+        for _ in range(MAX_SAMPLES):
+            perf.record("op", MS)
+        heard = []
+        done = MAX_SAMPLES
+
+        def handler() -> None:
+            with perf.time_block("op"):
+                pass
+            heard.append(perf.get_timing_statistics("op")["count"] - len(heard) - 1 - done)
+
+        with interrupted_by(handler):
+            limit = time.monotonic() + 20
+            while len(heard) < 300 and time.monotonic() < limit:
+                perf.record("op", MS)
+                done += 1
+                assert len(perf.timers["op"]) == MAX_SAMPLES
+        assert len(heard) >= 300
+        assert set(heard) <= {0, 1}  # the one that has ended and is not counted by this test yet
+        assert perf.get_timing_statistics("op")["count"] == done + len(heard)
+
+    def test_a_fork_in_the_midst_costs_nothing(self, perf: PerformanceLogger) -> None:
+        """
+        GIVEN: A thread that asks without a pause
+        WHEN: Forking again and again
+        THEN: Each child knows every block, and times its own.
+        """
+        stop = threading.Event()
+        asking = threading.Thread(target=lambda: [perf.timers for _ in iter(stop.is_set, True)])
+        for _ in range(MAX_SAMPLES):
+            perf.record("op", MS)
+        asking.start()
+        try:
+            for number in range(1, 31):
+                perf.record("op", MS)
+                assert answer_of_child(perf) == MAX_SAMPLES + number + 1
+        finally:
+            stop.set()
+            asking.join(60)
+
+    def test_a_list_that_was_had_before_is_brought_up_to_date(
+        self, perf: PerformanceLogger
+    ) -> None:
+        """
+        GIVEN: A timer's list
+        WHEN: More blocks end, and anything is asked
+        THEN: They stand in the same list.
+        """
+        perf.record("op", 1000 * MS)
+        durations = perf.timers["op"]
+        perf.record("op", 2000 * MS)
+        perf.get_timing_percentiles("op")
+        assert durations == [1.0, 2.0]
+        assert perf.timers["op"] is durations
+
+    def test_a_list_that_was_removed_starts_anew(self, perf: PerformanceLogger) -> None:
+        """
+        GIVEN: A timer whose list a caller removed
+        WHEN: Asking, and timing again
+        THEN: It is unknown, then has what came after.
+        """
+        perf.record("op", 1000 * MS)
+        del perf.timers["op"]
+        assert perf.get_timing_statistics("op") == {}
+        assert perf.timers == {}
+        perf.record("op", 2000 * MS)
+        assert perf.timers == {"op": [2.0]}
+        assert perf.get_timing_statistics("op")["mean"] == 2.0
+
+    def test_what_is_no_duration_is_refused_at_once(self, perf: PerformanceLogger) -> None:
+        """
+        GIVEN: No number
+        WHEN: Recording it
+        THEN: A TypeError, and later questions are answered.
+        """
+        with pytest.raises(TypeError):
+            perf.record("op", None)  # type: ignore[arg-type]
+        assert perf.get_timing_statistics("op") == {}
 
 
 class TestPerformanceLoggerMemory:
@@ -530,6 +678,27 @@ class TestPerformanceLoggerLoggers:
         context: dict[str, Any] = json.loads(caplog.records[0].getMessage())["context"]
         assert context["timer"] == "op"
         assert context["experiment"] == tiny_config.experiment_name
+
+    def test_a_logger_is_asked_each_time(self, caplog: pytest.LogCaptureFixture) -> None:
+        """
+        GIVEN: A logger with an `isEnabledFor` of its own, changed between the blocks
+        WHEN: Timing blocks
+        THEN: Its answer counts.
+        """
+
+        class Choosy(logging.Logger):
+            wants = True
+
+            def isEnabledFor(self, level: int) -> bool:
+                return self.wants
+
+        logger = Choosy("choosy")
+        logger.addHandler(caplog.handler)
+        perf = PerformanceLogger(logger)
+        for logger.wants in (True, False, True):
+            with perf.time_block("op"):
+                pass
+        assert len(caplog.records) == 2
 
     def test_a_name_with_a_percent_sign_is_only_text(
         self, perf: PerformanceLogger, caplog: pytest.LogCaptureFixture

@@ -48,3 +48,69 @@ def test_one_value_has_no_spread() -> None:
 def test_nothing_has_no_statistics() -> None:
     """Before the first number there is nothing to say."""
     assert RunningStats().summary() == {}
+
+
+@given(st.lists(NUMBERS, max_size=5))
+def test_many_at_once_are_those_one_by_one(groups: list[list[float]]) -> None:
+    """However they are grouped, and whichever was merged into which."""
+    at_once, merged, single = RunningStats(), RunningStats(), RunningStats()
+    for group in groups:
+        at_once.add_all(group)
+        other = RunningStats(group)
+        other.merge(merged)
+        merged = other
+        for value in group:
+            single.add(value)
+
+    expected = pytest.approx(single.summary(), rel=1e-6, abs=1e-5)
+    assert at_once.summary() == expected
+    assert merged.summary() == expected
+
+
+def test_groups_far_from_zero_cost_no_precision() -> None:
+    """Each group's mean and squares are exact, so merging them has nothing to cancel."""
+    values = [1e9 + number % 7 / 10 for number in range(7000)]
+    stats = RunningStats()
+    for start in range(0, 7000, 70):
+        stats.add_all(values[start : start + 70])
+
+    assert stats.summary()["std"] == pytest.approx(statistics.stdev(values), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1.7e308, 1.7e308, -1.7e308],
+        [1e200, -1e200],
+        [math.inf, -math.inf],
+        [math.nan, 1.0],
+        [10**300, 10**300, 1],
+    ],
+)
+def test_numbers_beyond_sums_raise_nothing(values: list[float]) -> None:
+    """A sum or a square that no float holds."""
+    stats = RunningStats([1.0])
+    stats.add_all(values)
+    stats.merge(RunningStats(values))
+
+    assert stats.summary()["count"] == 1 + 2 * len(values)
+
+
+def test_the_extremes_of_one_value_are_exact() -> None:
+    """Merged into nothing, what was taken in is left as it was."""
+    assert RunningStats([1e200]).summary()["mean"] == 1e200
+    nothing = RunningStats()
+    nothing.add_all([1e200])
+    nothing.add_all([])
+    assert nothing.summary() == RunningStats([1e200]).summary()
+
+
+def test_another_unit_divides_all_but_the_count() -> None:
+    """Milliseconds become seconds."""
+    assert RunningStats([1000, 3000]).divided(1000).summary() == {
+        "count": 2,
+        "mean": 2.0,
+        "min": 1.0,
+        "max": 3.0,
+        "std": pytest.approx(math.sqrt(2)),
+    }
