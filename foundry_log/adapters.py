@@ -144,7 +144,8 @@ class StructuredLogger(_Adapter):
         self, level: int, message: object, args: tuple[object, ...], context: dict[str, Any]
     ) -> None:
         logger = self._logger
-        if not logger.isEnabledFor(level) and not self._is_replaced():
+        is_known = self._levels.get(level) and not logger.disabled
+        if not (is_known or logger.isEnabledFor(level) or self._is_replaced()):
             return
         if not args and type(message) is str and _OPTIONS.isdisjoint(context):
             reached = takers(logger, level)

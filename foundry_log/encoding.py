@@ -29,10 +29,13 @@ import math
 import numbers
 import os
 import re
+import sys
 import threading
+import types
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import suppress
 from itertools import accumulate, islice
 from typing import Any, NoReturn, TypeVar
 
@@ -63,9 +66,23 @@ _Result = TypeVar("_Result")
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _CONTAINERS = frozenset({dict, list, tuple})
 _STRINGS = frozenset({str})
+_Numbers = dict[type, Callable[[Any], Any]]
+_numbers: _Numbers = {}
+"""How a number of an exact class becomes Python's; see `_learn_classes`."""
+_arrays: set[type] = set()
+"""Classes with `shape`, and `tolist` that gives Python's values or raises."""
+_NUMPY_NUMBERS: dict[type, tuple[str, ...]] = {
+    bool: ("bool_",),
+    int: (
+        "byte", "short", "intc", "int_", "longlong",
+        "ubyte", "ushort", "uintc", "uint", "ulonglong",
+    ),
+    float: ("half", "single", "double"),  # not longdouble: as keys two may be one float
+}  # fmt: skip
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _FAMILY = f'"{NON_FINITE}'.encode()
+_to_be_marked = re.compile(b"n(?:ull|on_finite)").search
 _NAMED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
@@ -95,14 +112,22 @@ def to_plain(value: Any, default: Default | None = None) -> Any:
     try:
         if type(value) is dict:
             fields = value.copy()  # first: another thread may change the original at any time
-            if _is_flat(fields):
+            # The usual context is flat. A loop is quicker here than `issuperset(map(type, ...))`,
+            # up to some twenty fields, and quicker in place than behind a call.
+            for name, item in fields.items():
+                if type(item) not in _SCALARS or type(name) is not str:
+                    break
+            else:
                 return fields
-        return _copied(value, 0, [MAX_VALUES])
+        return _copied(value, 0, [MAX_VALUES], _numbers if default is None else {})
     except Exception:  # not plain, or of a class that raises when it is merely looked at
         return bounded(_reduced, _sealed, value, default)
 
 
 def _reduced(value: Any, default: Default | None) -> Any:
+    if len(_arrays) < 2:
+        with suppress(Exception):  # of a module that somebody has put in the place of another
+            _learn_classes()
     return _Reducer(default).reduce(value, 0)
 
 
@@ -136,41 +161,74 @@ def bounded(
         _nesting.depth = depth
 
 
-def _is_flat(fields: dict[Any, Any]) -> bool:
-    """Whether these are scalars under strings, the usual context; seen without a Python loop."""
-    return _STRINGS.issuperset(map(type, fields)) and _SCALARS.issuperset(
-        map(type, fields.values())
-    )
-
-
 class _NotPlainError(Exception):
     pass
 
 
-def _copied(value: Any, depth: int, budget: list[int]) -> Any:
-    """Return a copy of a tree of exact built-ins; raise for anything else."""
+def _copied(value: Any, depth: int, budget: list[int], numbers: _Numbers) -> Any:
+    """Return a copy of a tree of exact built-ins and known classes; raise for anything else.
+
+    All that is looked at is the class, and what is called is C: no object's own code runs.
+    `numbers` is `_numbers`, or empty where a `default` wants to be asked about these.
+    """
     kind = type(value)
-    if kind in _SCALARS:
-        return value
-    if depth >= MAX_DEPTH or kind not in _CONTAINERS:
-        raise _NotPlainError
+    if kind not in _CONTAINERS:
+        return _copied_leaf(value, depth, budget, numbers)
     budget[0] -= len(value)
-    if budget[0] < 0:
+    if depth >= MAX_DEPTH or budget[0] < 0:
         raise _NotPlainError
     if kind is dict:
         fields = value.copy()
-        if _is_flat(fields):
-            return fields
-        for key, item in fields.items():
-            if type(key) is not str:
+        for name, item in fields.items():
+            kind = type(item)
+            if kind not in _SCALARS:
+                if kind in numbers:
+                    fields[name] = numbers[kind](item)
+                else:
+                    fields[name] = _copied(item, depth + 1, budget, numbers)
+            if type(name) is not str:
                 raise _NotPlainError
-            if type(item) not in _SCALARS:
-                fields[key] = _copied(item, depth + 1, budget)
         return fields
     items = list(value)
     if not _SCALARS.issuperset(map(type, items)):
-        return [_copied(item, depth + 1, budget) for item in items]
+        for index, item in enumerate(items):
+            kind = type(item)
+            if kind in numbers:
+                items[index] = numbers[kind](item)
+            elif kind not in _SCALARS:
+                items[index] = _copied(item, depth + 1, budget, numbers)
     return items
+
+
+def _copied_leaf(value: Any, depth: int, budget: list[int], numbers: _Numbers) -> Any:
+    kind = type(value)
+    if kind in _SCALARS:
+        return value
+    if kind in numbers:
+        return numbers[kind](value)
+    if kind in _arrays and numbers is _numbers and math.prod(value.shape) <= MAX_ARRAY_VALUES:
+        return _copied(value.tolist(), depth + 1, budget, numbers)
+    raise _NotPlainError
+
+
+def _learn_classes() -> None:
+    """Keep the numbers and arrays of numpy and torch, once the program has loaded these.
+
+    Only classes that convert in C: a stand-in for one of the packages may have code of its own.
+    """
+    for number, kinds in () if _numbers else _NUMPY_NUMBERS.items():
+        for kind in filter(None, map(_names_in("numpy").get, kinds)):
+            if isinstance(getattr(kind, f"__{number.__name__}__"), types.WrapperDescriptorType):
+                _numbers[kind] = number
+    for kind in (_names_in("numpy").get("ndarray"), _names_in("torch").get("Tensor")):
+        if kind is not None and isinstance(kind.tolist, types.MethodDescriptorType):
+            _arrays.add(kind)
+
+
+def _names_in(module: str) -> dict[str, Any]:
+    """Return what a loaded module holds, without a load that a lazy import may have put off."""
+    loaded = sys.modules.get(module)
+    return vars(loaded) if type(loaded) is types.ModuleType else {}
 
 
 class _Reducer:
@@ -190,7 +248,13 @@ class _Reducer:
 
     def _reduce(self, value: Any, depth: int) -> Any:
         self._left -= 1
-        if self._default is None or isinstance(value, _NATIVE):
+        kind = type(value)
+        # What is a container for certain is not asked whether it is a scalar: that takes long.
+        if (
+            kind is not dict
+            and kind is not list
+            and (self._default is None or isinstance(value, _NATIVE))
+        ):
             scalar = _scalar(value)
             if scalar is not _NOT_SCALAR:
                 return scalar
@@ -214,7 +278,8 @@ class _Reducer:
                 scalar = _scalar(value)
                 if scalar is not _NOT_SCALAR:
                     return scalar
-        if isinstance(value, Mapping):
+        kind = type(value)
+        if kind is dict or (kind is not list and isinstance(value, Mapping)):
             return self._object(value.items(), depth)
         if isinstance(value, (list, tuple, Set, deque)):
             return self._array(value, depth)
@@ -291,9 +356,14 @@ _NESTED = "<logged while a value was being described>"
 
 def _scalar(value: Any) -> Any:
     """Return the plain form of a value without parts, or `_NOT_SCALAR`."""
-    if value is None or value is True or value is False:
+    kind = type(value)
+    if kind is float or kind is bool or value is None:
         return value
-    if isinstance(value, enum.Enum):
+    if kind is str:
+        return _text(value)
+    if type(kind) is type and kind in _numbers:  # the hash of another metaclass may raise
+        return _numbers[kind](value)
+    if kind is not int and isinstance(value, enum.Enum):
         member = value.value
         return _NOT_SCALAR if isinstance(member, enum.Enum) else _enum_value(value, member)
     if isinstance(value, str):
@@ -327,6 +397,8 @@ def _enum_value(member: enum.Enum, value: Any) -> Any:
 def _text(text: str) -> str:
     """Return text that UTF-8 can carry; lone surrogates become their visible escape."""
     try:
+        if type(text) is str and text.isascii():
+            return text
         text.encode()
     except UnicodeEncodeError:
         return text.encode("utf-8", "backslashreplace").decode()
@@ -342,6 +414,8 @@ def _bytes_text(content: bytes) -> str:
 
 def _key_text(key: Any) -> str:
     try:
+        if type(key) is str:
+            return _text(key)
         if isinstance(key, str) and not isinstance(key, enum.Enum):
             return _text(str.__str__(key))
         plain = _scalar(key)
@@ -434,8 +508,37 @@ def encode_plain(plain: dict[str, Any]) -> bytes:
     """Return what `encode_line` does, of fields that `to_plain` has reduced: they are not looked at
     again, and anything else in them may raise.
     """
-    plain, line = _encoded(plain)
-    if _FAMILY in line:
+    try:
+        line = _encode(plain)
+    except (UnicodeEncodeError, ValueError):
+        plain = _mended(plain)
+        line = _encode(plain)
+    if _to_be_marked(line) is None:
+        return line
+    return _marked(plain, line)
+
+
+def encode_value(value: Any) -> bytes:
+    """Return any value as strict JSON, NaN and infinities as null. Never raises."""
+    plain = to_plain(value)
+    try:
+        return _encode(plain)
+    except (UnicodeEncodeError, ValueError):
+        return _encode(_mended(plain))
+
+
+def _mended(plain: Any) -> Any:
+    """Return what the encoder has refused in a form that it takes.
+
+    A lone surrogate, or an integer of thousands of digits: found by the encoder for nothing, by us
+    only at the price of looking at every string and number of every record.
+    """
+    return _Reducer(None).reduce(plain, 0)
+
+
+def _marked(plain: dict[str, Any], line: bytes) -> bytes:
+    """Return the line with its own `non_finite`, and with fields of such a name moved aside."""
+    if line.find(_FAMILY) >= 0:  # `in` takes twice as long
         plain = {_shifted(key): item for key, item in plain.items()}
         line = _encode(plain)
     nulls = line.count(b"null")
@@ -444,22 +547,6 @@ def encode_plain(plain: dict[str, Any]) -> bytes:
         if found:
             return _encode({**plain, NON_FINITE: found})
     return line
-
-
-def encode_value(value: Any) -> bytes:
-    """Return any value as strict JSON, NaN and infinities as null. Never raises."""
-    return _encoded(to_plain(value))[1]
-
-
-def _encoded(plain: Any) -> tuple[Any, bytes]:
-    """Return a plain value as the encoder takes it, and its JSON."""
-    try:
-        return plain, _encode(plain)
-    except (UnicodeEncodeError, ValueError):
-        # A lone surrogate, or an integer of thousands of digits: found by the encoder for nothing,
-        # by us only at the price of looking at every string and number of every record.
-        plain = _Reducer(None).reduce(plain, 0)
-        return plain, _encode(plain)
 
 
 def decode_line(line: bytes | str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class PerformanceLogger:
         self.logger = logger
         # Each list begins with the durations that were taken in, None at first; behind them are the
         # nanoseconds that were measured since. One slice assignment, which nothing can interrupt,
-        # takes them in.
+        # takes them in. They stay the same lists, since blocks hold them.
         self._measured: dict[str, list[Any]] = {}
         self._timers: dict[str, list[float]] = {}
         self._lock = thread_lock()  # held by the one who takes in or resets
@@ -82,9 +82,11 @@ class PerformanceLogger:
         Raises:
             TypeError: `name` is no text, as when the parentheses of a decorator are left out.
         """
-        if type(name) is not str:
-            _check_name(name)
         block = TimedBlock()  # an __init__ would be a fifth of what a block costs
+        try:
+            block._measured = self._measured[name]
+        except KeyError:
+            block._measured = self._measured_of(name)
         block._owner = self
         block._name = name
         block._level = log_level
@@ -140,9 +142,10 @@ class PerformanceLogger:
         return usage
 
     def reset_timers(self) -> None:
-        """Forget all timers."""
+        """Forget all timers; blocks that have begun count when they end."""
         with self._lock:
-            self._measured.clear()
+            for measured in list(self._measured.values()):
+                measured[:] = [None]  # blocks that have begun have the list
             self._timers.clear()
 
     def timing_report(self) -> dict[str, dict[str, float]]:
@@ -174,17 +177,15 @@ class PerformanceLogger:
 
     def record(self, name: str, duration_ns: int) -> None:
         """Add a duration that was measured elsewhere, in nanoseconds."""
-        self._note(name, int(duration_ns))
-
-    def _note(self, name: str, duration_ns: int) -> None:
-        """Add a duration; appending is atomic, so it takes no lock."""
-        try:
-            measured = self._measured[name]
-        except KeyError:
-            measured = self._measured.setdefault(name, [None])
-        measured.append(duration_ns)
+        measured = self._measured_of(name)
+        measured.append(int(duration_ns))
         if len(measured) > MAX_WAITING:
             self._taken_in(name)
+
+    def _measured_of(self, name: Any) -> list[Any]:
+        if not isinstance(name, str):
+            raise TypeError(f'time_block({name!r}) needs a name: @perf.time_block("forward")')
+        return self._measured.setdefault(name, [None])
 
     def _taken_in(self, name: str) -> _Durations:
         """Return all durations of a timer, after bringing its list up to date."""
@@ -207,11 +208,6 @@ class PerformanceLogger:
                 return present
             finally:
                 self._taking_in.now = not may_change
-
-
-def _check_name(name: Any) -> None:
-    if not isinstance(name, str):
-        raise TypeError(f'time_block({name!r}) needs a name: @perf.time_block("forward")')
 
 
 class _TakingIn(threading.local):
@@ -257,9 +253,10 @@ class _Durations:
 class TimedBlock:
     """One timed stretch of code; made by `PerformanceLogger.time_block`."""
 
-    __slots__ = ("_level", "_name", "_owner", "_started")
+    __slots__ = ("_level", "_measured", "_name", "_owner", "_started")
 
     _level: int
+    _measured: list[Any]
     _name: str
     _owner: PerformanceLogger
     _started: int
@@ -275,8 +272,10 @@ class TimedBlock:
         traceback: TracebackType | None,
     ) -> None:
         duration = perf_counter_ns() - self._started
-        owner = self._owner
-        owner._note(self._name, duration)
+        owner, measured = self._owner, self._measured
+        measured.append(duration)  # atomic, so it takes no lock
+        if len(measured) > MAX_WAITING:
+            owner._taken_in(self._name)
         if owner.logger.isEnabledFor(self._level):
             owner.logger.log(
                 self._level,

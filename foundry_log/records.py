@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
-from itertools import filterfalse
+from collections.abc import Mapping
 from typing import Any
 
 from pythonjsonlogger.core import RESERVED_ATTRS
@@ -43,7 +42,7 @@ Parts = tuple[float, int, str, str, str, dict[str, Any]]
 `levelno`, `levelname`, `name`, its finished message and its plain context."""
 
 _STANDARD = list(logging.LogRecord("", 0, "", 0, "", None, None).__dict__)
-_LAST, _LAST_STANDARD = len(_STANDARD) - 1, _STANDARD[-1:]
+_STANDARD_COUNT, _LAST_STANDARD = len(_STANDARD), _STANDARD[-1:]
 
 RESERVED = frozenset({*RESERVED_ATTRS, "taskName", MESSAGE, CONTEXT, TEXT, ENTRY, EXCEPTION})
 """Attributes of a record that are not context: the stdlib's and ours."""
@@ -88,20 +87,23 @@ def whole(record: logging.LogRecord | Parts) -> logging.LogRecord:
 
 
 def parts_of(record: logging.LogRecord) -> Parts | None:
-    """Return the parts of an ordinary record: text and context; None for any other.
+    """Return the parts of an ordinary record, of text and context; None for any other.
 
     Raises:
         Exception: an attribute has a type that the stdlib never gives it.
     """
     fields = record.__dict__
-    if fields["exc_info"] or fields["exc_text"] or fields["stack_info"] or EXCEPTION in fields:
+    message, level_name, name = fields["msg"], fields["levelname"], fields["name"]
+    if fields["exc_info"] or fields["exc_text"] or fields["stack_info"]:
         return None
-    level_name, name = fields["levelname"], fields["name"]
-    if type(fields["msg"]) is not str or type(level_name) is not str or type(name) is not str:
+    if EXCEPTION in fields or KEPT in fields:
         return None
-    message, behind = message_of(record)
-    if behind:
+    if type(message) is not str or type(level_name) is not str or type(name) is not str:
         return None
+    if fields["args"] or TEXT in fields or type(record) is not logging.LogRecord:
+        message, behind = message_of(record)
+        if behind:
+            return None
     context = to_plain(context_of(record))
     return fields["created"], fields["levelno"], level_name, name, message, context
 
@@ -188,21 +190,16 @@ def context_of(record: logging.LogRecord) -> dict[str, Any]:
     attributes = record.__dict__
     known = attributes.get(CONTEXT)
     context = dict(known if type(known) is dict else bound_fields())
-    for name in _beyond_standard(attributes):
-        if not (type(name) is str and name.startswith("_")):
+    names = list(attributes)
+    # A LogRecord begins with the attributes of its constructor, and usually none is taken away.
+    if names[_STANDARD_COUNT - 1 : _STANDARD_COUNT] == _LAST_STANDARD:
+        del names[:_STANDARD_COUNT]
+    for name in names:
+        if name not in RESERVED and name[:1] != "_":
             context[name] = attributes[name]
     if known is not None and type(known) is not dict:  # an `extra` that took our name
         context[CONTEXT] = known
     return context
-
-
-def _beyond_standard(attributes: dict[str, Any]) -> Iterable[str]:
-    """Return the names that are not reserved, in the order in which they came."""
-    names = list(attributes)
-    # A LogRecord begins with the attributes of its constructor, and usually none is taken away.
-    if names[_LAST : _LAST + 1] == _LAST_STANDARD:
-        del names[: _LAST + 1]
-    return filterfalse(RESERVED.__contains__, names)
 
 
 def exception_of(record: logging.LogRecord) -> dict[str, Any] | None:

@@ -74,8 +74,9 @@ def lines_from_end(file: io.BufferedIOBase) -> Iterator[bytes]:
     """Yield the complete lines of a file as `Lines` does, last first."""
     position = file.seek(0, os.SEEK_END)
     begun: _LongLine | None = None  # what stands behind the last newline is no complete line
+    size = _SMALL_BLOCK  # often a few lines are asked for
     while position > 0:
-        size = min(_BLOCK, position)
+        size = min(2 * size, _BLOCK, position)
         position -= size
         file.seek(position)
         block = file.read(size)

@@ -162,7 +162,7 @@ class BackgroundHandler(TakesParts):
 
     def _parts(self, record: logging.LogRecord) -> Parts | None:
         """Return what those behind the queue need of the record; None where one needs all of it."""
-        if KEPT in record.__dict__ or not all(map(_takes_parts, self.handlers)):
+        if not all(map(_takes_parts, self.handlers)):
             return None
         try:
             return parts_of(record)

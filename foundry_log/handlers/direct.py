@@ -19,7 +19,7 @@ from typing import Any
 from foundry_log.context import bound_fields
 from foundry_log.encoding import to_plain
 from foundry_log.handlers.losses import CountsLosses
-from foundry_log.records import RESERVED, Parts, formatted, unpacked, whole
+from foundry_log.records import RESERVED, Parts, formatted, parts_of, unpacked, whole
 
 _SOURCE = logging.Logger.__init__.__code__.co_filename
 _ROOT = len(logging.RootLogger(0).__dict__)
@@ -39,6 +39,20 @@ class TakesParts(CountsLosses):
         object.__setattr__(self, name, value)
         if name == "terminator" or callable(getattr(type(self), name, None)):
             object.__setattr__(self, "is_direct", False)
+
+    def handle(self, record: logging.LogRecord) -> Any:
+        """Filter and emit the record; without filters an ordinary one goes the short way on."""
+        # Filters see the record, and may leave fields on it for the handlers that come after; an
+        # argument's `__str__` may log, which `super` has under control.
+        if not self.filters and not record.args and self.takes_parts():
+            try:
+                parts = parts_of(record)
+            except Exception:  # an attribute of a type that the stdlib never gives it
+                parts = None
+            if parts is not None:
+                self.take(parts)
+                return True
+        return super().handle(record)
 
     def takes_parts(self) -> bool:
         """Return whether `take` does all that `handle` would: no filter or formatter needs more."""
@@ -86,7 +100,13 @@ def takers(logger: Any, level: int) -> list[TakesParts]:
     That the logger is enabled for the level is for the caller to know.
     """
     found: list[TakesParts] = []
-    if logger.filters or not _is_stock(logger):
+    kind = type(logger)
+    if (
+        logger.filters
+        or len(logger.__dict__) != _ATTRIBUTES.get(kind)
+        or (kind.makeRecord, kind.handle, kind.callHandlers, kind._log) not in _STOCK
+        or logging._logRecordFactory is not logging.LogRecord  # type: ignore[attr-defined]
+    ):
         return found
     node: Any = logger
     while node is not None:
@@ -121,19 +141,6 @@ def hand_over(
         handler.take(parts)
 
 
-def _is_stock(logger: logging.Logger) -> bool:
-    """Whether records would go the standard library's way, with nobody's code on it."""
-    kind = type(logger)
-    return (
-        len(logger.__dict__) == _ATTRIBUTES.get(kind)
-        and (kind._log is _log or kind._log is fast_log)
-        and kind.makeRecord is _make_record
-        and kind.handle is _handle
-        and kind.callHandlers is _call_handlers
-        and logging._logRecordFactory is logging.LogRecord  # type: ignore[attr-defined]
-    )
-
-
 def _stock(name: str) -> Any:
     """Return a method of the stdlib's Logger; something else where it was replaced before us."""
     method = getattr(logging.Logger, name)
@@ -141,8 +148,8 @@ def _stock(name: str) -> Any:
     return method if getattr(code, "co_filename", "") == _SOURCE else object()
 
 
-_log, _make_record = _stock("_log"), _stock("makeRecord")
-_handle, _call_handlers = _stock("handle"), _stock("callHandlers")
+_log = _stock("_log")
+_METHODS = (_stock("makeRecord"), _stock("handle"), _stock("callHandlers"))
 
 
 # --- plain loggers, where the user asks for it ----------------------------------------------------
@@ -183,3 +190,7 @@ def _is_context(extra: Any) -> bool:
 
 def _is_private(name: Any) -> bool:
     return type(name) is not str or name.startswith("_")
+
+
+_STOCK = ((*_METHODS, _log), (*_METHODS, fast_log))
+"""The methods that a record passes while nobody has put code of his own on its way."""

@@ -267,6 +267,13 @@ class TestNonFinite:
         assert line["non_finite"] == {"/non_finite__/0": "NaN", "/x": "Infinity"}
         assert repr(decode_line(encode_line(fields))) == repr(fields)
 
+    def test_text_of_that_name_is_no_mark(self) -> None:
+        """Words of a message, and names that only begin or end like it."""
+        fields = {"m": 'null "non_finite', "on_finite": None, "x_non_finite": 1, "a": {"n": None}}
+
+        assert strict(encode_line(fields)) == fields
+        assert strict(encode_line({"a": {"non_finite": 1}})) == {"a": {"non_finite": 1}}
+
     @pytest.mark.parametrize(
         "marks",
         [5, [1], {"/a": "1.5"}, {"/a": 5}, {"/a": {}}, {"/b": "NaN"}, {"/a/x": "NaN"}, {"a": "NaN"},
@@ -294,13 +301,14 @@ class TestBounds:
     @pytest.mark.parametrize("wrap", [lambda x: [x], lambda x: (x,), lambda x: {"a": x}])
     def test_depth_ends_in_a_marker(self, wrap: Callable[[Any], Any]) -> None:
         """What lies deeper than the limit is said to be there."""
+        marker = f"<nested deeper than {MAX_DEPTH} levels>".encode()
         deep: Any = 1
-        for _ in range(10_000):
+        for levels in range(1, 10_001):
             deep = wrap(deep)
-        line = encode_line({"v": deep})
-        strict(line)
-
-        assert f"<nested deeper than {MAX_DEPTH} levels>".encode() in line
+            if levels in (MAX_DEPTH - 1, MAX_DEPTH, 10_000):
+                line = encode_line({"v": deep})
+                strict(line)
+                assert (marker in line) == (levels >= MAX_DEPTH)
 
     def test_a_cycle_ends_in_a_marker(self) -> None:
         """In lists, dicts and objects."""
@@ -446,6 +454,15 @@ class TestHostileObjects:
 
         assert sorted(written(fields).values()) == [1, 3]
 
+    def test_text_of_an_object_is_exact_text(self) -> None:
+        """Also where its method returns a `str` of a class that lies about what is in it."""
+        text = hostile("encode", "__str__", base=str, isascii=lambda self: True)("a\ud800")
+        date = hostile(base=datetime.date, isoformat=lambda self: text)(2026, 1, 2)
+        plain = to_plain({"v": date, "w": hostile(__repr__=lambda self: text)()})
+
+        assert {type(value) for value in plain.values()} == {str}
+        written(plain)
+
     def test_a_repr_may_change_its_container(self) -> None:
         """What is written is what was there when the container was reached."""
         fields: dict[Any, Any] = {}
@@ -539,16 +556,15 @@ class TestSnapshots:
 
         assert plain == {"a": 1}
 
-    def test_a_flat_dict_costs_no_loop(self) -> None:
-        """Python calls its tracer once a line: the same lines for five fields as for fifty."""
+    def test_a_flat_dict_costs_no_call_a_field(self) -> None:
+        """Python calls its tracer once a call and once a line: two lines a field, no call."""
 
-        def lines(count: int) -> int:
+        def events(count: int) -> collections.Counter[str]:
             fields = {f"k{n}": [1, 1.5, "x", True, None][n % 5] for n in range(count)}
-            seen = 0
+            seen: collections.Counter[str] = collections.Counter()
 
-            def trace(*_: Any) -> Any:
-                nonlocal seen
-                seen += 1
+            def trace(_: Any, event: str, __: Any) -> Any:
+                seen[event] += 1
                 return trace
 
             before = sys.gettrace()
@@ -559,7 +575,9 @@ class TestSnapshots:
                 sys.settrace(before)
             return seen
 
-        assert lines(5) == lines(50)
+        few, many = events(5), events(50)
+        assert few["call"] == many["call"]
+        assert many["line"] - few["line"] <= 2 * 45
 
 
 class TestDefault:
@@ -610,9 +628,117 @@ class TestNumpy:
 
         assert written(values) == [3, 1.5, True, "x", 2.0]
         assert written({np.int64(3): 1, np.float32(1.5): 2}) == {"3": 1, "1.5": 2}
+        third = np.longdouble(1) / 3
+        assert written({third: 1, float(third): 2}) == {repr(third): 1, repr(float(third)): 2}
         assert written(np.datetime64("2026-01-02")) == "2026-01-02"
         assert written(np.clongdouble(2j)).endswith("2j)") or "2j" in written(np.clongdouble(2j))
         assert math.isinf(decode_line(encode_line({"v": np.float32("inf")}))["v"])
+
+    def test_scalars_stay_what_they_are_among_others(self) -> None:
+        """Before and after its class is known, beside any object: the value of `item`, exactly."""
+        np = pytest.importorskip("numpy", reason="numpy is not installed here")
+        integers = [
+            np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64,
+            np.intc, np.longlong, np.ulonglong, np.bool_,
+        ]  # fmt: skip
+        floats = [np.float16, np.float32, np.float64]
+        numbers = [kind(1) for kind in integers] + [kind(1.1) for kind in floats]
+
+        for number in [*numbers, np.float32("-inf"), np.uint64(2**64 - 1), np.int64(-(2**63))]:
+            expected = number.item()
+            for beside in ("x", object(), {1}, "x"):
+                plain = to_plain({"a": number, "b": [number, {"c": (number, beside)}]})
+                found = [plain["a"], plain["b"][0], plain["b"][1]["c"][0], to_plain(number)]
+                assert found == [expected] * 4
+                assert {type(value) for value in found} == {type(expected)}
+
+    def test_a_class_of_ones_own_keeps_its_say(self) -> None:
+        """A subclass may convert as it likes; it is no number of numpy's."""
+        np = pytest.importorskip("numpy", reason="numpy is not installed here")
+        kind = type("Kind", (np.float32,), {"tolist": lambda self: "mine", "__float__": raises})
+        array = np.arange(3).view(type("Array", (np.ndarray,), {"tolist": lambda self: "mine"}))
+
+        assert to_plain({"a": np.float32(1), "b": kind(2)}) == {"a": 1.0, "b": "mine"}
+        assert to_plain({"a": np.arange(3), "b": array}) == {"a": [0, 1, 2], "b": "mine"}
+
+    def test_a_default_is_asked_about_them(self) -> None:
+        """Also once their classes are known; of those that are a float already it is not."""
+        np = pytest.importorskip("numpy", reason="numpy is not installed here")
+        fields = {"a": np.float32(1), "b": [np.arange(2)], "c": np.float64(2)}
+        known = {"a": 1.0, "b": [[0, 1]], "c": 2.0}
+
+        assert (to_plain(fields), to_plain(fields)) == (known, known)
+        assert to_plain(fields, lambda value: "mine") == {"a": "mine", "b": ["mine"], "c": 2.0}
+        assert to_plain(fields, raises) == known
+
+    def test_arrays_count_as_what_is_in_them(self) -> None:
+        """For the limit of depth and for that of values."""
+        np = pytest.importorskip("numpy", reason="numpy is not installed here")
+
+        def nested(levels: int) -> Any:
+            value: Any = np.zeros((1, 1))
+            for _ in range(levels):
+                value = [value]
+            return json.dumps(to_plain(value))
+
+        assert "0.0" in nested(MAX_DEPTH - 3)
+        assert "nested deeper" in nested(MAX_DEPTH - 2)
+        many = to_plain([np.zeros(100)] * 2 * (MAX_VALUES // 100))
+        assert sum(len(values) for values in many if type(values) is list) < MAX_VALUES + 100
+        assert many[-1] == "<more values than a line holds>"
+
+    def test_a_surrogate_beside_them_becomes_visible(self) -> None:
+        """The encoder finds it there too."""
+        np = pytest.importorskip("numpy", reason="numpy is not installed here")
+
+        assert written({"a": np.float32(1), "\ud800": "\udfff"}) == {
+            "a": 1.0,
+            "\\ud800": "\\udfff",
+        }
+
+    @pytest.mark.parametrize(
+        "stand_in",
+        [
+            "class numpy: pass",
+            "class numpy:\n    def __getattr__(self, name): raise OSError",
+            "numpy = types.ModuleType('numpy'); numpy.single = numpy.ndarray = 5",
+            "numpy = types.ModuleType('numpy'); numpy.single = numpy.ndarray = Own",
+            "numpy = lazy('numpy')",
+        ],
+    )
+    def test_a_stand_in_for_numpy_is_not_trusted(self, stand_in: str) -> None:
+        """Nor is a lazy import loaded: classes are known by their C code, and nothing is run."""
+        pytest.importorskip("numpy", reason="numpy is not installed here")
+        code = f"""
+import importlib.util, sys, types
+from foundry_log.encoding import to_plain
+class Own:
+    shape = ()
+    dtype = 'own'
+    def __float__(self):
+        raise SystemExit('called')
+    calls = 0
+    def tolist(self):
+        Own.calls += 1
+        return to_plain([self]) and 5
+def lazy(name):
+    spec = importlib.util.find_spec(name)
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+to_plain(object())
+assert 'numpy' not in sys.modules and 'torch' not in sys.modules
+{stand_in}
+sys.modules['numpy'] = numpy
+for _ in range(2):
+    assert to_plain([Own(), {{1}}]) == [5, [1]]
+assert Own.calls < 10
+assert 'numpy._core' not in sys.modules and 'numpy.core' not in sys.modules
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+        assert done.returncode == 0, done.stderr
 
     def test_small_arrays_are_lists(self) -> None:
         """With NaN inside, of objects, of no dimension and of no elements."""
@@ -667,6 +793,21 @@ class TestTorch:
         assert written(torch.empty(0)) == []
         assert written({torch.tensor(3): 1}) == {"3": 1}
         assert math.isnan(decode_line(encode_line({"v": torch.tensor(NAN)}))["v"])
+
+    def test_a_tensor_among_others_is_what_it_is_alone(self) -> None:
+        """In the first record with one and in those after it, of every class and layout."""
+        torch = pytest.importorskip("torch", reason="torch is not installed here")
+        kinds = [
+            torch.tensor(1.5), torch.tensor(True), torch.ones(2, 2, dtype=torch.bfloat16),
+            torch.nn.Parameter(torch.zeros(2)), torch.ones(1, dtype=torch.complex64),
+            torch.zeros(2, 2).to_sparse(), torch.empty(2, device="meta"), torch.arange(300),
+        ]  # fmt: skip
+        alone = [to_plain({"v": tensor, "set": {1}})["v"] for tensor in kinds]
+
+        assert alone[:4] == [1.5, True, [[1.0, 1.0], [1.0, 1.0]], [0.0, 0.0]]
+        for tensor, expected in zip(kinds, alone, strict=True):
+            assert to_plain({"a": 1, "v": [tensor]})["v"] == [expected]
+            assert to_plain({"v": tensor}, lambda value: "mine") == {"v": "mine"}
 
     def test_large_tensors_are_summarised(self) -> None:
         """Shape, dtype and first values; without the values where there is no flat view."""
