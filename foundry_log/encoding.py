@@ -34,7 +34,7 @@ import threading
 import types
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 from itertools import accumulate, islice
 from typing import Any, NoReturn, TypeVar
@@ -541,12 +541,10 @@ def _marked(plain: dict[str, Any], line: bytes) -> bytes:
     if line.find(_FAMILY) >= 0:  # `in` takes twice as long
         plain = {_shifted(key): item for key, item in plain.items()}
         line = _encode(plain)
-    nulls = line.count(b"null")
-    if nulls and nulls != list(plain.values()).count(None):  # one at least is no None
-        found = dict(_non_finite(plain, ""))
-        if found:
-            return _encode({**plain, NON_FINITE: found})
-    return line
+    if _nones_near_the_root(plain) == line.count(b"null"):
+        return line
+    found = _non_finite(plain)
+    return _encode({**plain, NON_FINITE: found}) if found else line
 
 
 def decode_line(line: bytes | str) -> dict[str, Any]:
@@ -593,23 +591,33 @@ def _unshifted(key: str) -> str:
     return key[:-1] if key.endswith("_") and key.rstrip("_") == NON_FINITE else key
 
 
-def _non_finite(value: Any, pointer: str) -> Iterator[tuple[str, str]]:
-    kind = type(value)
-    if kind is float:
-        if not math.isfinite(value):
-            yield pointer, "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
-    elif kind is dict:
-        for key, item in value.items():
-            if type(item) not in (str, int, bool, type(None)):
-                yield from _non_finite(item, f"{pointer}/{_escaped(key)}")
-    elif kind in (list, tuple):
-        for index, item in enumerate(value):
-            if type(item) not in (str, int, bool, type(None)):
-                yield from _non_finite(item, f"{pointer}/{index}")
+def _nones_near_the_root(plain: dict[str, Any]) -> int:
+    """Count None in an object and in those right below it, where it usually is."""
+    count = 0
+    for item in plain.values():
+        if item is None:
+            count += 1
+        elif type(item) is dict:
+            count += list(item.values()).count(None)
+    return count
 
 
-def _escaped(key: str) -> str:
-    return key.replace("~", "~0").replace("/", "~1")
+def _non_finite(container: Any) -> dict[str, str]:
+    """Return the pointers of NaN and infinities below a container, with their names."""
+    found: dict[str, str] = {}
+    for key, item in container.items() if type(container) is dict else enumerate(container):
+        kind = type(item)
+        if kind is float:
+            if item - item != 0.0:
+                name = "NaN" if item != item else "Infinity" if item > 0 else "-Infinity"
+                found[f"/{_escaped(key)}"] = name
+        elif kind in _CONTAINERS and (inner := _non_finite(item)):
+            found.update((f"/{_escaped(key)}{pointer}", name) for pointer, name in inner.items())
+    return found
+
+
+def _escaped(key: str | int) -> str:
+    return str(key).replace("~", "~0").replace("/", "~1")
 
 
 def _restore(fields: dict[str, Any], found: Any) -> None:

@@ -47,14 +47,15 @@ class ContextFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the fields; always True."""
-        if super().filter(record):
+        if self.nlen == 0 or super().filter(record):
             known = record.__dict__.get(CONTEXT)
-            if known is not None and type(known) is not dict:
+            if known is None:
+                known = to_plain(dict(bound_fields()))
+            elif type(known) is not dict:
                 return True  # an `extra` that took our name: it is context like any other
-            record.__dict__[CONTEXT] = {
-                **self.fields,
-                **(to_plain(dict(bound_fields())) if known is None else known),
-            }
+            elif known.keys() >= self.fields.keys():
+                return True  # by the handler before, as a rule
+            record.__dict__[CONTEXT] = {**self.fields, **known}
         return True
 
 

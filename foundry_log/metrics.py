@@ -145,7 +145,7 @@ class MetricsLogger:
         if index.is_whole is None or not is_direct:
             index.before_entry(is_direct)
         if is_direct:
-            if handler.take((time.time(), INFO, "INFO", sinks.name, message, entry)):
+            if handler.handle_parts((time.time(), INFO, "INFO", sinks.name, message, entry)):
                 index.add(entry)
             return
         record = entry_record(sinks.name, INFO, message, entry)

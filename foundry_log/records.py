@@ -96,7 +96,7 @@ def parts_of(record: logging.LogRecord) -> Parts | None:
     message, level_name, name = fields["msg"], fields["levelname"], fields["name"]
     if fields["exc_info"] or fields["exc_text"] or fields["stack_info"]:
         return None
-    if EXCEPTION in fields or KEPT in fields:
+    if EXCEPTION in fields or ENTRY in fields or KEPT in fields:
         return None
     if type(message) is not str or type(level_name) is not str or type(name) is not str:
         return None
@@ -195,7 +195,7 @@ def context_of(record: logging.LogRecord) -> dict[str, Any]:
     if names[_STANDARD_COUNT - 1 : _STANDARD_COUNT] == _LAST_STANDARD:
         del names[:_STANDARD_COUNT]
     for name in names:
-        if name not in RESERVED and name[:1] != "_":
+        if name not in RESERVED and (type(name) is not str or name[:1] != "_"):
             context[name] = attributes[name]
     if known is not None and type(known) is not dict:  # an `extra` that took our name
         context[CONTEXT] = known

@@ -14,7 +14,7 @@ from typing import Any
 
 from foundry_log.clock import timestamp
 from foundry_log.filters import RedactingFilter
-from foundry_log.handlers.direct import TakesParts, adds_fields_only, with_fields
+from foundry_log.handlers.direct import TakesParts, adds_fields_only
 from foundry_log.handlers.targets import Targets
 from foundry_log.records import KEPT, Parts, detached, parts_of, whole
 
@@ -145,15 +145,13 @@ class BackgroundHandler(TakesParts):
             self.handleError(record)
 
     def takes_parts(self) -> bool:
-        """Return whether `take` does all that `handle` would, here and behind the queue."""
+        """Return whether the parts of a record will do, here and behind the queue."""
         if not self.is_direct or not all(map(adds_fields_only, self.filters)):
             return False
         return all(map(_takes_parts, self.handlers))
 
-    def take(self, parts: Parts) -> bool:
+    def emit_parts(self, parts: Parts) -> bool:
         """Queue the parts of a record."""
-        if self.filters:
-            parts = with_fields(parts, self.filters)
         if self._is_worker():
             self._deliver(parts)
         elif any(parts[1] >= handler.level for handler in self.handlers):
@@ -400,7 +398,7 @@ def _pass_on(record: logging.LogRecord | Parts, handler: logging.Handler) -> Non
         if record[1] < handler.level:
             return
         if isinstance(handler, TakesParts) and handler.takes_parts():
-            handler.take(record)
+            handler.handle_parts(record)
             return
         record = whole(record)  # somebody has changed the handler since the record was queued
     if _wants(handler, record):

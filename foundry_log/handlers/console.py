@@ -53,12 +53,12 @@ class ConsoleHandler(TakesParts, _StreamHandler):
         except Exception:
             self.handleError(record)
 
-    def take(self, parts: Parts) -> bool:
-        """Do what `handle` does with the record that has these parts; return whether it is done."""
+    def emit_parts(self, parts: Parts) -> bool:
+        """Do what `emit` does with the record that has these parts; return whether it is done."""
         # A stream of somebody's own may log.
-        return bool(self.within_bounds(super().take, parts))
+        return bool(self.within_bounds(super().emit_parts, parts))
 
-    def take_line(self, line: str | bytes, parts: Parts) -> bool:
+    def write_parts(self, line: str | bytes, parts: Parts) -> bool:
         """Write a line without a newline; return whether it is written."""
         try:
             self.write_line(line if isinstance(line, str) else line.decode())

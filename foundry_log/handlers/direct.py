@@ -41,21 +41,22 @@ class TakesParts(CountsLosses):
             object.__setattr__(self, "is_direct", False)
 
     def handle(self, record: logging.LogRecord) -> Any:
-        """Filter and emit the record; without filters an ordinary one goes the short way on."""
-        # Filters see the record, and may leave fields on it for the handlers that come after; an
-        # argument's `__str__` may log, which `super` has under control.
-        if not self.filters and not record.args and self.takes_parts():
+        """Filter and emit the record; an ordinary one goes the short way from here."""
+        # An argument's `__str__` may log, which `super` has under control.
+        if not record.args and self.takes_parts():
             try:
+                for each in self.filters:  # they leave their fields to the handlers that come after
+                    each.filter(record)  # type: ignore[union-attr]
                 parts = parts_of(record)
             except Exception:  # an attribute of a type that the stdlib never gives it
                 parts = None
             if parts is not None:
-                self.take(parts)
+                self.emit_parts(parts)
                 return True
         return super().handle(record)
 
     def takes_parts(self) -> bool:
-        """Return whether `take` does all that `handle` would: no filter or formatter needs more."""
+        """Return whether the parts of a record will do: no filter or formatter needs more."""
         formatter = self.formatter or self.default_formatter
         return (
             self.is_direct
@@ -63,20 +64,25 @@ class TakesParts(CountsLosses):
             and (not self.filters or all(map(adds_fields_only, self.filters)))
         )
 
-    def take(self, parts: Parts) -> bool:
+    def handle_parts(self, parts: Parts) -> bool:
         """Do what `handle` does with the record that has these parts; return whether it is done."""
+        return self.emit_parts(with_fields(parts, self.filters) if self.filters else parts)
+
+    def emit_parts(self, parts: Parts) -> bool:
+        """Do what `emit` does with the record that has these parts; return whether it is done."""
+        formatter: Any = self.formatter or self.default_formatter
         try:
-            if self.filters:
-                parts = with_fields(parts, self.filters)
-            formatter: Any = self.formatter or self.default_formatter
             line = formatter.line(*parts)
         except Exception:  # something was changed meanwhile: the long way knows what to do
-            self.handle(whole(parts))
+            self.emit(whole(parts))
             return False
-        return self.take_line(line, parts)
+        return self.write_parts(line, parts)
 
-    def take_line(self, line: str | bytes, parts: Parts) -> bool:
-        """Write a line, in UTF-8 where it is bytes, without a newline; failures are counted."""
+    def write_parts(self, line: str | bytes, parts: Parts) -> bool:
+        """Write a line, in UTF-8 where it is bytes, without a newline; return whether it is done.
+
+        What goes wrong is counted.
+        """
         raise NotImplementedError
 
 
@@ -138,7 +144,7 @@ def hand_over(
     name = logging.getLevelName(level)
     parts = (time.time(), level, name, logger.name, message, to_plain(context))
     for handler in reached:
-        handler.take(parts)
+        handler.handle_parts(parts)
 
 
 def _stock(name: str) -> Any:

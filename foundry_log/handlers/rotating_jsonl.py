@@ -196,7 +196,7 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
             return
         self.write(line, record)
 
-    def take_line(self, line: str | bytes, parts: Parts) -> bool:
+    def write_parts(self, line: str | bytes, parts: Parts) -> bool:
         """Write a line without a newline; return whether it stands in the file."""
         if isinstance(line, str):
             line = line.encode("utf-8", "backslashreplace")

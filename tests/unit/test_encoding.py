@@ -560,7 +560,7 @@ class TestSnapshots:
         """Python calls its tracer once a call and once a line: two lines a field, no call."""
 
         def events(count: int) -> collections.Counter[str]:
-            fields = {f"k{n}": [1, 1.5, "x", True, None][n % 5] for n in range(count)}
+            fields = {f"k{n}": [1, 1.5, "x", True, 2][n % 5] for n in range(count)}
             seen: collections.Counter[str] = collections.Counter()
 
             def trace(_: Any, event: str, __: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from foundry_log import MetricsLogger, RotatingJsonlHandler, bound
+from foundry_log import MetricsLogger, RedactingFilter, RotatingJsonlHandler, bound
 from foundry_log.files import filenames
 
 pytestmark = pytest.mark.unit
@@ -664,8 +664,9 @@ def test_questions_find_the_file_after_a_change_of_directory(
 
 
 @pytest.fixture
-def alone() -> Iterator[list[MetricsLogger]]:
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[MetricsLogger]]:
     """Loggers to be closed. Those made in a test have no sink: pytest catches what it finds."""
+    monkeypatch.setattr(RedactingFilter, "is_used", False)  # by other tests
     made: list[MetricsLogger] = []
     yield made
     for log in made:

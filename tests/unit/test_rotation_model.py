@@ -95,7 +95,7 @@ class RotationModel(RuleBasedStateMachine):
     def write(self, writer: int, size: int) -> None:
         handler, name = self.handlers[writer], self.name(writer, size)
         is_fresh = writer in self.looks or not handler._file.is_open
-        handler._file._looked = time.monotonic() - (1.5 if writer in self.looks else 0)
+        handler._file.looked = time.monotonic() - (1.5 if writer in self.looks else 0)
         self.looks.discard(writer)
         self.log(handler, name)
         if is_fresh:

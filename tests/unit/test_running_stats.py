@@ -96,13 +96,14 @@ def test_numbers_beyond_sums_raise_nothing(values: list[float]) -> None:
     assert stats.summary()["count"] == 1 + 2 * len(values)
 
 
-def test_the_extremes_of_one_value_are_exact() -> None:
-    """Merged into nothing, what was taken in is left as it was."""
-    assert RunningStats([1e200]).summary()["mean"] == 1e200
+def test_merged_into_nothing_numbers_are_what_they_were() -> None:
+    """Also those whose square no float holds."""
     nothing = RunningStats()
-    nothing.add_all([1e200])
+    nothing.add_all([1e200, 1e200])
     nothing.add_all([])
-    assert nothing.summary() == RunningStats([1e200]).summary()
+
+    assert nothing.summary() == RunningStats([1e200, 1e200]).summary()
+    assert nothing.summary()["std"] == 0.0
 
 
 def test_another_unit_divides_all_but_the_count() -> None:
