@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 from tests.benchmarks import (
+    background,
+    fields,
     imports,
     memory,
     metrics,
     processes,
+    questions,
     records,
     rotation,
     selftest,
+    setups,
+    threads,
     timing,
+    training,
 )
 from tests.benchmarks.harness import Workload
 
 _STANDARD: tuple[Workload, ...] = (
     records.STRUCTURED,
     records.PLAIN,
-    metrics.LOG_STEP,
-    timing.TIME_BLOCK,
+    setups.SETUP,
+    fields.FIELDS20,
     records.DISABLED,
     records.EXCEPTION,
+    background.BACKGROUND,
+    background.BACKGROUND_PACED,
+    threads.THREADS_WORKLOAD,
     rotation.ROTATION,
     processes.PROCESSES_WORKLOAD,
+    metrics.LOG_STEP,
+    questions.STATISTICS,
+    questions.LAST_ERRORS,
+    timing.TIME_BLOCK,
+    training.TRAINING,
     imports.IMPORT,
     memory.MEMORY,
 )

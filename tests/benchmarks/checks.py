@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 Check = Callable[[int], None]
+_STEP = re.compile(r"\bstep=(\d+)\b")
 
 
 class WrongOutput(Exception):  # noqa: N818 - says what is wrong, where
@@ -42,6 +44,7 @@ def json_lines(
     at: tuple[str, ...] = (),
     texts: tuple[str, ...] = (),
     numbered: bool = True,
+    in_any_order: bool = False,
 ) -> Check:
     """Return a check of a file of JSON Lines.
 
@@ -51,21 +54,39 @@ def json_lines(
         at: names of the nested objects that lead to the one with the fields.
         texts: must all stand in each line.
         numbered: the field `step` must count the lines from 0.
+        in_any_order: each step must stand there once, wherever.
     """
 
     def check(count: int) -> None:
         lines = path.read_bytes().splitlines()
         expect(len(lines) == count, f"{len(lines)} lines where {count} were logged")
-        for step, line in enumerate(lines):
-            check_line(line, {**fields, "step": step} if numbered else fields, at)
+        steps = []
+        for line in lines:
+            found = check_line(line, fields, at)
+            steps.append(found.get("step"))
             for text in texts:
                 expect(text.encode() in line, f"no {text!r} in {line[:200]!r}")
+        if numbered:
+            check_steps(steps, in_any_order=in_any_order)
 
     return check
 
 
-def check_line(line: bytes, fields: Mapping[str, Any], at: Iterable[str]) -> None:
-    """Raise `WrongOutput` unless the line is an object that has these fields at that place."""
+def check_steps(steps: list[Any], *, in_any_order: bool = False) -> None:
+    """Raise `WrongOutput` unless the steps are 0 to n - 1, each once."""
+    if in_any_order:
+        expect(all(type(step) is int for step in steps), "a line without its step")
+        steps = sorted(steps)
+    for wanted, step in enumerate(steps):
+        expect(step == wanted, f"step={step!r} where {wanted} was logged")
+
+
+def check_line(line: bytes, fields: Mapping[str, Any], at: Iterable[str]) -> Any:
+    """Return the object at that place of the line.
+
+    Raises:
+        WrongOutput: it is not there, or has not these fields.
+    """
     found: Any = strict_object(line)
     for name in at:
         expect(type(found) is dict and name in found, f"no {name!r} in {line[:200]!r}")
@@ -73,16 +94,27 @@ def check_line(line: bytes, fields: Mapping[str, Any], at: Iterable[str]) -> Non
     for name, value in fields.items():
         expect(name in found, f"no field {name!r} in {line[:200]!r}")
         expect(found[name] == value, f"{name}={found[name]!r} where {value!r} was logged")
+    return found
 
 
-def text_lines(path: Path, *markers: str) -> Check:
-    """Return a check that each of the markers stands in one line of the file for each operation."""
+def text_lines(path: Path, *markers: str, numbered: bool = False) -> Check:
+    """Return a check that each of the markers stands in one line of the file for each operation.
+
+    Args:
+        path: the file.
+        markers: texts.
+        numbered: there are no other lines, and `step=0`, `step=1` and so on stand in one each.
+    """
 
     def check(count: int) -> None:
         lines = path.read_text().splitlines()
         for marker in markers:
             found = sum(marker in line for line in lines)
             expect(found == count, f"{found} lines with {marker!r} where {count} were logged")
+        if numbered:
+            steps = [int(step) for line in lines for step in _STEP.findall(line)]
+            expect(len(steps) == len(lines) == count, f"{len(lines)} lines, {len(steps)} steps")
+            check_steps(steps, in_any_order=True)
 
     return check
 

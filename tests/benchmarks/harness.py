@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import importlib.util
 import json
 import statistics
@@ -16,13 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.benchmarks.table import comparison_table
+from tests.benchmarks.goals import Goal, Verdict
+from tests.benchmarks.table import comparison_table, factor, number
 
 ROOT = Path(__file__).resolve().parents[2]
 REMEDY = "pip install -e '.[bench]'"
 _BATCHES = 10
 _TIMEOUT_S = 1800.0
 
+
+Run = Callable[[range], int | None]
+"""Does an operation once for each step; see `Subject`."""
 
 # --- what a workload is made of -------------------------------------------------------------------
 
@@ -37,8 +42,11 @@ class Subject:
         check: raises `WrongOutput` unless the output of the steps 0 to n - 1 is there and right.
     """
 
-    run: Callable[[range], int | None]
+    run: Run
     check: Callable[[int], None]
+
+
+Start = Callable[[Path], Iterator[Subject]]
 
 
 @dataclass(frozen=True)
@@ -50,20 +58,24 @@ class Contender:
         start: sets it up in an empty directory, yields the `Subject` once, and takes it down. It
             imports its packages itself, so that no other contender's process has them.
         role: `limit`, `ours` or `peer`; ratios are to the first of each of the former two.
-        needs: top-level modules without which it is skipped.
+        needs: modules, or `module.name`, without which it is skipped.
         remedy: how to install them.
         buffered: its output is complete only when it is closed; otherwise the output is checked
             while it is still open, which proves that every line was visible at once.
         share: of the workload's operations that it does, for the slow ones.
+        goal: of its time.
+        only_long: takes part with `--long` alone.
     """
 
     name: str
-    start: Callable[[Path], Iterator[Subject]]
+    start: Start
     role: str = "peer"
     needs: tuple[str, ...] = ()
     remedy: str = REMEDY
     buffered: bool = False
     share: float = 1.0
+    goal: Goal | None = None
+    only_long: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,9 @@ class Report(Protocol):
 
     def text(self) -> str:
         """Return the result as lines for people."""
+
+    def verdicts(self) -> list[Verdict]:
+        """Return how near each goal is."""
 
     def data(self) -> dict[str, Any]:
         """Return the result as plain data."""
@@ -145,9 +160,18 @@ def in_own_process(workload: str, contender: str, count: int) -> dict[str, Any]:
     return figures
 
 
-def missing(modules: tuple[str, ...]) -> list[str]:
-    """Return those of the top-level modules that are not installed; imports none of them."""
-    return [name for name in modules if importlib.util.find_spec(name) is None]
+def missing(needs: tuple[str, ...]) -> list[str]:
+    """Return those of the top-level modules, or names in them, that are not there.
+
+    Of these it imports only what is asked for a name.
+    """
+    return [need for need in needs if not _is_there(*need.split("."))]
+
+
+def _is_there(module: str, name: str = "") -> bool:
+    if importlib.util.find_spec(module) is None:
+        return False
+    return not name or hasattr(importlib.import_module(module), name)
 
 
 # --- contenders compared --------------------------------------------------------------------------
@@ -184,6 +208,8 @@ class Comparison:
         report = ComparisonReport(self, count, repeats)
         ready = []
         for contender in self.contenders:
+            if contender.only_long and not settings.long:
+                continue
             absent = missing(contender.needs)
             if absent:
                 report.skipped[contender.name] = f"needs {', '.join(absent)}; {contender.remedy}"
@@ -279,6 +305,16 @@ class ComparisonReport:
                 rows.append(Row(contender.name, contender.role, middle, spread, to_limit, to_ours))
         return sorted(rows, key=lambda row: row.median_us)
 
+    def verdicts(self) -> list[Verdict]:
+        """Return how near each contender that has a goal came to it."""
+        rows = {row.name: row for row in self.rows()}
+        known = {*self.skipped, *self.failed, *rows}
+        return [
+            self._verdict(contender.name, contender.goal, rows.get(contender.name))
+            for contender in self.workload.contenders
+            if contender.goal and contender.name in known
+        ]
+
     def text(self) -> str:
         """Return the table."""
         return comparison_table(self)
@@ -294,6 +330,28 @@ class ComparisonReport:
             "skipped": self.skipped,
             "failed": self.failed,
         }
+
+    def _verdict(self, name: str, goal: Goal, row: Row | None) -> Verdict:
+        peer = self._best_peer()
+        if row is None:
+            remark = "FAILED" if name in self.failed else "skipped"
+            return Verdict(self.workload.name, name, None, None, goal, None, peer, remark)
+        if goal.unit_us is not None:
+            reached: float | None = row.median_us / goal.unit_us
+        else:
+            base = self.times_us.get(goal.than, {}) if goal.than else self._times_of("limit")
+            reached = ratio(self.times_us[name], base)
+        return Verdict(self.workload.name, name, row.median_us, row.to_limit, goal, reached, peer)
+
+    def _best_peer(self) -> str:
+        """Return the fastest of the others with its ratio to the limit."""
+        for row in self.rows():
+            if row.role == "peer":
+                cost = (
+                    f"{factor(row.to_limit)} ×" if row.to_limit else f"{number(row.median_us)} µs"
+                )
+                return f"{cost} {row.name}"
+        return "–"
 
     def _times_of(self, role: str) -> dict[int, float]:
         for contender in self.workload.contenders:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.benchmarks.checks import Check, expect, strict_object
+from tests.benchmarks.goals import Goal
 from tests.benchmarks.harness import ROOT, Comparison, Contender, Subject
 
 _CHILD = """
@@ -66,7 +67,12 @@ IMPORT = Comparison(
     "a fresh interpreter imports and makes a formatter",
     (
         Contender("limit: import logging.config", fresh(_STDLIB, is_json=False), role="limit"),
-        Contender("foundry_log + JsonFormatter", fresh(_OURS, is_json=True), role="ours"),
+        Contender(
+            "foundry_log + JsonFormatter",
+            fresh(_OURS, is_json=True),
+            role="ours",
+            goal=Goal(40.0, unit="ms"),
+        ),
         Contender(
             "python-json-logger json",
             fresh(_PEER.format("json", "JsonFormatter"), is_json=True),

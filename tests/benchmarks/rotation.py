@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.checks import Check, expect, strict_object
-from tests.benchmarks.harness import Comparison, Contender, Subject
-from tests.benchmarks.records import (
+from tests.benchmarks.goals import Goal
+from tests.benchmarks.harness import Comparison, Contender, Start, Subject
+from tests.benchmarks.loggers import (
     CALL,
-    MESSAGE,
     RECORD_LIMIT,
     RECORD_LINE,
+    extra_calls,
     json_formatter,
+    keyword_calls,
     limit_encoder,
     loguru_logger,
     our_formatter,
+    our_logger,
     stdlib_logger,
 )
 
@@ -72,17 +75,12 @@ def rotating(
     handler: Callable[[Path], logging.Handler],
     formatter: Callable[[Mapping[str, Any]], logging.Formatter],
     **layout: Any,
-) -> Callable[[Path], Iterator[Subject]]:
+) -> Start:
     """Return what starts a stdlib logger over a rotating handler; see `rotated_lines`."""
 
     def start(directory: Path) -> Iterator[Subject]:
         with stdlib_logger(handler(directory / "run.jsonl"), formatter({})) as log:
-
-            def run(steps: range) -> None:
-                for step in steps:
-                    log.info(MESSAGE, extra={"step": step, **CALL})
-
-            yield Subject(run, rotated_lines(directory, **layout))
+            yield Subject(extra_calls(log), rotated_lines(directory, **layout))
 
     return start
 
@@ -116,13 +114,14 @@ def _concurrent(path: Path) -> logging.Handler:
 
 def rotation_loguru(directory: Path) -> Iterator[Subject]:
     log = loguru_logger(directory / "run.jsonl", rotation=MAX_BYTES, retention=BACKUPS)
-
-    def run(steps: range) -> None:
-        for step in steps:
-            log.info(MESSAGE, step=step, **CALL)
-
-    yield Subject(run, rotated_lines(directory, at=("record", "extra")))
+    yield Subject(keyword_calls(log), rotated_lines(directory, at=("record", "extra")))
     log.remove()
+
+
+def rotating_structured(directory: Path) -> Iterator[Subject]:
+    with stdlib_logger(_ours(directory / "run.jsonl"), our_formatter({})):
+        check = rotated_lines(directory, at=("context",))
+        yield Subject(keyword_calls(our_logger()), check)
 
 
 def _ours_never(path: Path) -> logging.Handler:
@@ -143,9 +142,7 @@ class FinishedLine(logging.Formatter):
         return self._encode(line).decode()
 
 
-def handler_alone(
-    handler: Callable[[Path], logging.Handler], is_rotated: bool = True
-) -> Callable[[Path], Iterator[Subject]]:
+def handler_alone(handler: Callable[[Path], logging.Handler], is_rotated: bool = True) -> Start:
     """Return what hands one finished record to a handler; see `FinishedLine`."""
 
     def start(directory: Path) -> Iterator[Subject]:
@@ -164,7 +161,7 @@ def handler_alone(
     return start
 
 
-ENCODER = json_formatter("orjson", "OrjsonFormatter")
+ENCODER = json_formatter("orjson")
 ENCODER_NEEDS = ("pythonjsonlogger", "orjson")
 
 ROTATION = Comparison(
@@ -173,19 +170,32 @@ ROTATION = Comparison(
     (
         RECORD_LIMIT,
         Contender(
-            "foundry_log, numbered", rotating(_ours, our_formatter, at=("context",)), role="ours"
+            "foundry_log, numbered",
+            rotating(_ours, our_formatter, at=("context",)),
+            role="ours",
+            goal=Goal(2.5),
         ),
         Contender(
-            "foundry_log, stable names", rotating(_ours_stable, our_formatter, at=("context",))
+            "foundry_log, stable names",
+            rotating(_ours_stable, our_formatter, at=("context",)),
+            role="ours",
+        ),
+        Contender(
+            "foundry_log, numbered, StructuredLogger",
+            rotating_structured,
+            role="ours",
+            goal=Goal(2.5),
         ),
         Contender(
             "foundry_log, not rotated",
             rotating(_ours_never, our_formatter, at=("context",), is_rotated=False),
+            role="ours",
         ),
-        Contender("foundry_log, the handler alone", handler_alone(_ours)),
+        Contender("foundry_log, the handler alone", handler_alone(_ours), role="ours"),
         Contender(
             "foundry_log, the handler alone, not rotated",
             handler_alone(_ours_never, is_rotated=False),
+            role="ours",
         ),
         Contender(
             "stdlib RotatingFileHandler + orjson", rotating(_stdlib, ENCODER), needs=ENCODER_NEEDS

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.benchmarks.checks import json_lines
-from tests.benchmarks.harness import Comparison, Contender, Subject
+from tests.benchmarks.goals import Goal
+from tests.benchmarks.harness import Comparison, Contender, Start, Subject
 
 _FIELDS = {"loss": 2.5}
 _MISSING = "a_module_that_nobody_has"
 
 
-def writes(line: Callable[[int], bytes]) -> Callable[[Path], Iterator[Subject]]:
-    """Return what starts a contender that writes `line(step)`."""
+def writes(line: Callable[[int], bytes], **layout: Any) -> Start:
+    """Return what starts a contender that writes `line(step)`; layout as of `json_lines`."""
 
     def start(directory: Path) -> Iterator[Subject]:
         path = directory / "lines.jsonl"
@@ -24,7 +26,7 @@ def writes(line: Callable[[int], bytes]) -> Callable[[Path], Iterator[Subject]]:
                 for step in steps:
                     file.write(line(step))
 
-            yield Subject(run, json_lines(path, _FIELDS))
+            yield Subject(run, json_lines(path, _FIELDS, **layout))
 
     return start
 
@@ -74,16 +76,20 @@ SELFTEST = Comparison(
     "a line in a file: the harness must refuse most of these",
     (
         Contender("limit", writes(right), role="limit"),
-        Contender("right", writes(right), role="ours"),
+        Contender("right", writes(right), role="ours", goal=Goal(1e9)),
+        Contender("too slow for its goal", writes(right), goal=Goal(1e-9, than="right")),
         Contender("late but buffered", late, buffered=True),
         Contender("late", late),
         Contender("loses one", writes(loses_one)),
         Contender("repeats a step", writes(repeats_a_step)),
+        Contender("repeats one of any order", writes(repeats_a_step, in_any_order=True)),
         Contender("writes NaN", writes(writes_nan)),
         Contender("forgets a field", writes(forgets_a_field)),
         Contender("raises", writes(raises)),
-        Contender("dies", writes(dies)),
-        Contender("missing", writes(right), needs=(_MISSING,)),
+        Contender("dies", writes(dies), goal=Goal(1.0)),
+        Contender("missing", writes(right), needs=(_MISSING,), goal=Goal(1.0, unit="ms")),
+        Contender("missing name", writes(right), needs=(f"json.{_MISSING}",)),
+        Contender("long", writes(right), only_long=True, goal=Goal(1.0)),
     ),
     count=200,
     quick=20,

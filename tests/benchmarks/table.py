@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tests.benchmarks.harness import ComparisonReport
 
 
-def aligned(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the rows under their heads: the first column to the left, the others to the right."""
+def aligned(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], left: Collection[int] = (0,)
+) -> list[str]:
+    """Return the rows under their heads: the columns of `left` to the left, others to the right."""
     table = [list(heads), *(list(row) for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
     return [
         "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
+            cell.ljust(width) if column in left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in table
