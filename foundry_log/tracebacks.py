@@ -7,6 +7,7 @@ makes each frame's text once, and it is kept. What is out of the ordinary is lef
 
 from __future__ import annotations
 
+import functools
 import sys
 import traceback
 from collections.abc import Iterator
@@ -82,23 +83,21 @@ def _origin(error: BaseException, seen: set[int]) -> tuple[str, BaseException | 
     if error:  # one whose class makes it false has no origin for Python
         cause = error.__cause__
         if cause is not None and id(cause) not in seen:
-            return _CAUSE, cause
+            return _separator("__cause__"), cause
         if not error.__suppress_context__:
             context = error.__context__
             if context is not None and id(context) not in seen:
-                return _CONTEXT, context
+                return _separator("__context__"), context
     return "", None
 
 
+@functools.cache
 def _separator(link: str) -> str:
     """Return what Python prints between two exceptions that `link` ties together."""
     older, newer = Exception(), Exception()
     setattr(newer, link, older)
     both = "".join(traceback.format_exception(newer))
     return both.removeprefix("Exception\n").removesuffix("Exception\n")
-
-
-_CAUSE, _CONTEXT = _separator("__cause__"), _separator("__context__")
 
 
 def _stack(frames: TracebackType | None) -> str:

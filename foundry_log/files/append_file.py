@@ -31,6 +31,7 @@ _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _BLOCK = 65_536
 _CURRENT = os.SEEK_CUR
 _OPEN_ATTEMPTS = 1000
+_LOOKS_AT_END = 3
 
 _open_files: weakref.WeakSet[AppendFile] = weakref.WeakSet()
 
@@ -199,7 +200,7 @@ class AppendFile:
                 self._regular = regular
                 self._identity = (status.st_dev, status.st_ino)
                 self._own_end = -1
-                self.size = status.st_size + self._end_line(descriptor, patch, status.st_size)
+                self.size = self._ended(descriptor, patch) if regular else 0
                 self.looked = time.monotonic()
                 return descriptor, patch
             os.close(descriptor)  # it was rotated away between two calls: take the next one
@@ -227,15 +228,19 @@ class AppendFile:
         os.close(patch)
         return -1
 
-    def _end_line(self, descriptor: int, patch: int, size: int) -> int:
-        """Write the newline that a file of `size` bytes lacks; return how many bytes that took."""
-        if size == 0 or patch < 0:
-            return 0
+    def _ended(self, descriptor: int, patch: int) -> int:
+        """Write the newline that the file's last line lacks, if any; return the file's size."""
+        size = 0
         try:
-            os.lseek(patch, size - 1, os.SEEK_SET)
-            return 0 if os.read(patch, 1) == b"\n" else os.write(descriptor, b"\n")
+            for _ in range(_LOOKS_AT_END):
+                size = os.lseek(patch, 0, os.SEEK_END)
+                os.lseek(patch, max(size - 1, 0), os.SEEK_SET)
+                if os.read(patch, 1) in (b"\n", b""):
+                    return size
+                time.sleep(0.0005)  # another process may be in the middle of its write
+            return size + os.write(descriptor, b"\n")
         except OSError:
-            return 0  # the first line to be appended mends it, or fails for the same reason
+            return size  # the first line to be appended mends it, or fails for the same reason
 
     def _written_again(self, line: bytes, begin: int, end: int) -> int:
         """Blank the part of the line that was written and write all of it; return its end."""
