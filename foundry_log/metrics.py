@@ -17,6 +17,7 @@ from foundry_log.context import bound_fields
 from foundry_log.encoding import encode_value, to_plain
 from foundry_log.files.history import histories
 from foundry_log.files.locks import thread_lock
+from foundry_log.filters import RedactingFilter
 from foundry_log.handlers.direct import hand_over, takers
 from foundry_log.handlers.losses import cause_of
 from foundry_log.handlers.owned import owned_handler
@@ -91,11 +92,16 @@ class MetricsLogger:
             metrics: name to number, or to anything that JSON can be made of; scalars of numpy and
                 torch become numbers.
         """
-        self._log("Step", {"step": step, "epoch": epoch, "metrics": metrics}, "metrics")
+        entry = {
+            "step": step if type(step) is int else to_plain(step),
+            "epoch": epoch if type(epoch) is int else to_plain(epoch),
+            "metrics": to_plain(metrics),
+        }
+        self._log("Step", entry, "metrics")
 
     def log_epoch_summary(self, epoch: int, summary: Mapping[str, Any]) -> None:
         """Write `{"timestamp", "epoch", "summary"}` and log `Epoch …` at INFO."""
-        self._log("Epoch", {"epoch": epoch, "summary": summary}, "summary")
+        self._log("Epoch", {"epoch": to_plain(epoch), "summary": to_plain(summary)}, "summary")
 
     def get_metrics_history(self) -> list[dict[str, Any]]:
         """Return all entries of the file and of its rotated files, oldest first."""
@@ -123,33 +129,37 @@ class MetricsLogger:
         """Close the file; a later line opens it again."""
         self._handler.close()
 
-    def _log(self, kind: str, fields: dict[str, Any], values: str) -> None:
+    def _log(self, kind: str, entry: dict[str, Any], values: str) -> None:
+        """Write a plain entry, whose first field is its number, and say so to people."""
         scopes = bound_fields()
         if scopes:
-            fields["context"] = scopes
-        entry = to_plain(fields)
-        name = f"{kind} {_text(next(iter(entry.values())))}"
-        self._write(name, entry)
-        if not _log.isEnabledFor(INFO):
-            return
-        message = f"{name}: {_listed(entry[values])}"
-        reached = takers(_log, INFO)
-        if reached:
-            hand_over(reached, _log, INFO, message, scopes)
-        else:
-            _log.info(message, stacklevel=3)
+            entry["context"] = to_plain(dict(scopes))
+        self._write(kind, entry, entry[values])
+        if _log.isEnabledFor(INFO):
+            message = f"{_titled(kind, entry)}: {_listed(entry[values])}"
+            reached = takers(_log, INFO)
+            if reached:
+                hand_over(reached, _log, INFO, message, scopes)
+            else:
+                _log.info(message, stacklevel=3)
 
-    def _write(self, message: str, entry: dict[str, Any]) -> None:
+    def _write(self, kind: str, entry: dict[str, Any], values: Any) -> None:
         handler, sinks, index = self._handler, self._sinks, self._index
-        is_direct = not sinks.handlers and handler.takes_parts()
+        is_direct = handler.is_direct and not (sinks.handlers or RedactingFilter.is_used)
         if index.is_whole is None or not is_direct:
             index.before_entry(is_direct)
-        if is_direct:
-            if handler.handle_parts((time.time(), INFO, "INFO", sinks.name, message, entry)):
-                index.add(entry)
+        if not is_direct:
+            self._write_record(_titled(kind, entry), entry)
             return
+        # The handler's one filter redacts, so it has nothing to do.
+        is_written = handler.emit_parts((time.time(), INFO, "INFO", sinks.name, kind, entry))
+        if is_written and type(values) is dict and "metrics" in entry:
+            index.logged.add(values)
+
+    def _write_record(self, message: str, entry: dict[str, Any]) -> None:
+        sinks = self._sinks
         record = entry_record(sinks.name, INFO, message, entry)
-        handler.handle(record)
+        self._handler.handle(record)
         if sinks.handlers:
             try:
                 sinks.handle(record)
@@ -174,29 +184,23 @@ class _Index:
     def __init__(self, path: Path, handler: RotatingJsonlHandler) -> None:
         self._path = path
         self._handler = handler
-        self._logged = MetricStatistics()
-        self.is_whole: bool | None = None  # whether `_logged` has all; None before the first entry
+        self.logged = MetricStatistics()
+        self.is_whole: bool | None = None  # whether `logged` has all; None before the first entry
         self._cursor = JsonlCursor(path)
         self._read = MetricStatistics()
         self._lock = thread_lock()  # guards the two above
 
     def before_entry(self, is_seen: bool) -> None:
-        """Take note that an entry is about to be written; whether `add` will see it as it is."""
+        """Take note that an entry is to be written; whether `logged` gets to see it as it is."""
         if not is_seen:
             self.is_whole = False
         elif self.is_whole is None:
             self.is_whole = False  # until it is known
             self.is_whole = self._is_nothing_there()
 
-    def add(self, entry: dict[str, Any]) -> None:
-        """Take in a plain entry that has been written."""
-        metrics = entry.get("metrics")
-        if type(metrics) is dict:
-            self._logged.add(metrics)
-
     def statistics(self, name: str) -> dict[str, float]:
         if self.is_whole and self._handler.is_alone:
-            return self._logged.summary(name)
+            return self.logged.summary(name)
         with self._lock:
             self._cursor.advance(self._take)
             return self._read.summary(name)
@@ -213,6 +217,10 @@ class _Index:
                 return not any(part.size for parts in found.values() for part in parts)
         except OSError:
             return False
+
+
+def _titled(kind: str, entry: dict[str, Any]) -> str:
+    return f"{kind} {_text(next(iter(entry.values())))}"
 
 
 def _listed(values: Any) -> str:

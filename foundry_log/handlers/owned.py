@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from foundry_log.dict_config import MEBIBYTE
 from foundry_log.filters import RedactingFilter
@@ -51,13 +51,6 @@ def owned_handler(
 
 class _SameRedaction(logging.Filter):
     """Takes out of entries what is taken out of a logger's records at the time."""
-
-    fields: ClassVar[dict[str, Any]] = {}
-
-    @property
-    def is_direct(self) -> bool:
-        """Whether entries stay as they are: nothing in this process redacts."""
-        return not RedactingFilter.is_used
 
     def __init__(self, logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
         super().__init__()
