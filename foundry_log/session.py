@@ -15,6 +15,7 @@ from typing import Any
 from foundry_log.config import ExperimentConfig, LoggingConfig
 from foundry_log.handlers.background import BackgroundHandler, finish_queues
 from foundry_log.handlers.console import ConsoleHandler
+from foundry_log.plain_loggers import FastLoggers
 from foundry_log.process import base_context, rank_fields
 from foundry_log.redaction import Redactor
 from foundry_log.run_directory import RunDirectory, write_run_info
@@ -40,6 +41,7 @@ class LoggingSession:
         self.directory = directory
         self.handlers = tuple(handlers)
         self._watch: SignalWatch | None = None
+        self._fast: FastLoggers | None = None
         writers = _writers(handlers)
         self._replaced = [handler for handler in root.handlers if _gives_way(handler, writers)]
         self._level = root.level
@@ -91,6 +93,8 @@ class LoggingSession:
             return
         if self._watch is not None:
             self._watch.close()
+        if self._fast is not None:
+            self._fast.close()
         self._closed = True
         root = logging.getLogger()
         is_active = any(handler in root.handlers for handler in self.handlers)
@@ -135,6 +139,7 @@ def configure(
     context: Mapping[str, Any] | None = None,
     console: bool = True,
     handle_signals: bool | Collection[int] = False,
+    fast_loggers: bool = False,
 ) -> LoggingSession:
     """Set up console, `run.log` and `run.jsonl` on the root logger, and write `run_info.json`.
 
@@ -154,6 +159,8 @@ def configure(
         handle_signals: at SIGTERM, SIGHUP and SIGXCPU, or those given, a record says why and
             when, everything is flushed and synced, and then your handler or the default action
             follows; see `foundry_log.signals.SignalWatch`. In the main thread only.
+        fast_loggers: make plain loggers faster until the session is closed; see
+            `foundry_log.fast_loggers`.
 
     Returns:
         The session: `flush()`, `close()`, `directory`; also a context manager.
@@ -181,6 +188,8 @@ def configure(
     try:
         if handle_signals:
             session._handle(DEFAULT_SIGNALS if handle_signals is True else handle_signals)
+        if fast_loggers:
+            session._fast = FastLoggers()
         _describe(run, config or settings)
     except BaseException:
         session.close()

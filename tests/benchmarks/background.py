@@ -21,6 +21,7 @@ from tests.benchmarks.loggers import (
     MESSAGE,
     RECORD_LIMIT,
     extra_calls,
+    fast,
     file_handler,
     json_formatter,
     keyword_calls,
@@ -177,6 +178,12 @@ def _contenders(pace: Pace) -> tuple[Contender, ...]:
         Contender(
             "foundry_log BackgroundHandler, plain logger",
             plain(our_queue, pace),
+            role="ours",
+            goal=goal,
+        ),
+        Contender(
+            "foundry_log BackgroundHandler, plain logger, fast loggers",
+            fast(plain(our_queue, pace)),
             role="ours",
             goal=goal,
         ),

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tests.benchmarks.checks import json_lines
-from tests.benchmarks.harness import Contender, Run, Subject
+from tests.benchmarks.harness import Contender, Run, Start, Subject
 
 MESSAGE = "Step done"
 BOUND = {"experiment": "bench", "git_hash": "4f1c" * 10, "device": "cuda:0"}
@@ -42,6 +42,18 @@ def keyword_calls(log: Any) -> Run:
             log.info(MESSAGE, step=step, loss=2.5, lr=0.0003, epoch=1, phase="train")
 
     return run
+
+
+def fast(start: Start) -> Start:
+    """Return a contender's start with the switch on that makes plain loggers fast."""
+
+    def start_fast(directory: Path) -> Iterator[Subject]:
+        import foundry_log
+
+        with foundry_log.fast_loggers():
+            yield from start(directory)
+
+    return start_fast
 
 
 def extra_calls(log: Any) -> Run:

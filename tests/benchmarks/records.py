@@ -20,6 +20,7 @@ from tests.benchmarks.loggers import (
     RECORD_LINE,
     dict_calls,
     extra_calls,
+    fast,
     file_handler,
     json_formatter,
     keyword_calls,
@@ -102,14 +103,6 @@ def plain(
     return start
 
 
-def plain_fast(directory: Path) -> Iterator[Subject]:
-    """Ours with the switch that makes plain loggers fast."""
-    import foundry_log
-
-    with foundry_log.fast_loggers():
-        yield from plain(our_handler, our_formatter, {}, at=("context",))(directory)
-
-
 def stdlib_peers(bound: Mapping[str, Any], **layout: Any) -> tuple[Contender, ...]:
     """Return the stdlib with plain text and with each encoder of python-json-logger."""
     return (
@@ -151,10 +144,8 @@ PLAIN = Comparison(
         ),
         Contender(
             "foundry_log, fast loggers opted in",
-            plain_fast,
+            fast(plain(our_handler, our_formatter, {}, at=("context",))),
             role="ours",
-            needs=("foundry_log.fast_loggers",),
-            remedy="this version has no such switch",
             goal=Goal(3.0),
         ),
         Contender(

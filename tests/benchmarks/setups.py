@@ -20,6 +20,7 @@ from tests.benchmarks.loggers import (
     MESSAGE,
     RECORD_LINE,
     extra_calls,
+    fast,
     json_formatter,
     keyword_calls,
     limit_encoder,
@@ -215,6 +216,12 @@ SETUP = Comparison(
         Contender(
             "foundry_log.configure, plain logger",
             ours(lambda: extra_calls(logging.getLogger("bench"))),
+            role="ours",
+            goal=Goal(0.5, than=_STDLIB),
+        ),
+        Contender(
+            "foundry_log.configure, plain logger, fast loggers",
+            fast(ours(lambda: extra_calls(logging.getLogger("bench")))),
             role="ours",
             goal=Goal(0.5, than=_STDLIB),
         ),

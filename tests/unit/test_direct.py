@@ -532,6 +532,13 @@ class TestFastLoggers:
         assert "test_direct.py" in found[5]["stack_info"]
         assert found[6]["exception"]["type"] == "ValueError"
 
+    def test_configure_switches_it_on_and_off(self, tmp_path: Path) -> None:
+        """For as long as its session is open."""
+        stock = logging.Logger._log  # type: ignore[attr-defined]
+        with configure(directory=tmp_path, console=False, fast_loggers=True):
+            assert logging.Logger._log is not stock  # type: ignore[attr-defined]
+        assert logging.Logger._log is stock  # type: ignore[attr-defined]
+
     def test_a_queue_of_the_stdlib_still_gets_records(self, logger: logging.Logger) -> None:
         """It is somebody else's handler like any other."""
         spy = Spy()
