@@ -16,10 +16,9 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from foundry_log.encoding import decode_line
-from foundry_log.files.history import Identity, Part, histories, opened
-from foundry_log.files.lines import DAMAGE, MAX_LINE_BYTES, Lines, lines_from_end
+from foundry_log.files.history import Identity, Part, beginning, histories, opened
+from foundry_log.files.lines import MAX_LINE_BYTES, Lines, lines_from_end
 
-_HEAD = 64
 _LOOKS_AT_DOUBTFUL = 3
 _HEALED_WITHIN_S = 0.005
 
@@ -226,9 +225,9 @@ def _news(parts: list[Part], known: _Places, places: _Places) -> _Entries:
             places[part.identity] = known.pop(part.identity)
             continue
         with opened(part) as file:
-            offset = yield from _behind(file, _taken_place(part, _head(file), known))
+            offset = yield from _behind(file, _taken_place(part, beginning(file), known))
             size = part.size if part.is_compressed else offset
-            head = _head(file)[:offset]
+            head = beginning(file)[:offset]
             places[part.identity] = _Place(part.name, offset, head, size)
 
 
@@ -274,11 +273,3 @@ def _behind(file: io.BufferedIOBase, offset: int) -> Generator[_Entry, None, int
             looks = 0
         else:  # what is behind is being written, or torn
             return offset if is_doubtful else lines.end
-
-
-def _head(file: io.BufferedIOBase) -> bytes:
-    try:
-        file.seek(0)
-        return file.read(_HEAD)
-    except DAMAGE:
-        return b""

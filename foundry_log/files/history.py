@@ -16,7 +16,9 @@ from foundry_log.files.filenames import (
     process_files,
     rotated_files,
 )
+from foundry_log.files.lines import DAMAGE
 
+_HEAD = 64
 _LOOKS = 20
 _LOOKS_FOR_ONE = 2
 
@@ -77,10 +79,10 @@ def _parts(path: str, rotated: bool, files: ExitStack) -> list[Part]:
     The live file is opened first; whatever its name becomes, the older files are those that a look
     from the newest rotated file to the oldest finds behind it. Numbered names shift towards the
     oldest, the way the look goes, so it passes no file by; one that it meets twice is known by its
-    inode. They are held open for the same reason, all of them; stamped names stay, and a stamped
-    file is opened in its turn. A look that does not find the live file counts if that has not moved
-    in the meantime. One that a second look misses too has been pruned or compressed: the file that
-    is live by then is taken.
+    inode, and one that is compressed meanwhile by its first bytes. They are held open for the same
+    reason, all of them; stamped names stay, and a stamped file is opened in its turn. A look that
+    does not find the live file counts if that has not moved in the meantime. One that a second look
+    misses too has been pruned: the file that is live by then is taken.
     """
     held: dict[Identity, Part] = {}
     live: Part | None = None
@@ -91,15 +93,39 @@ def _parts(path: str, rotated: bool, files: ExitStack) -> list[Part]:
         if not rotated:
             break
         older = list(_older(path, held, files))
-        order = [part.identity for part in reversed(older)]
-        if live is not None and live.identity in order:
-            older = older[len(order) - order.index(live.identity) :]
-            break
         if live == _held(path, held, files):
+            break
+        place = _place_of(live, older)
+        if place is not None:
+            older = older[place + 1 :]
             break
     newest_first = older if live is None else [live, *older]
     unique = {part.identity: part for part in newest_first}
     return [_measured(part) for part in reversed(unique.values())]
+
+
+def _place_of(live: Part | None, older: list[Part]) -> int | None:
+    """Return where a file that was live stands among the rotated ones; None if it does not."""
+    if live is None or live.file is None:
+        return None
+    begin = beginning(live.file)
+    for place, part in enumerate(older):
+        if part.identity == live.identity:
+            return place
+        if part.is_compressed and begin:
+            with opened(part) as file:
+                if beginning(file).startswith(begin):
+                    return place
+    return None
+
+
+def beginning(file: io.BufferedIOBase) -> bytes:
+    """Return the first bytes of a file, by which it is known again; none where it is damaged."""
+    try:
+        file.seek(0)
+        return file.read(_HEAD)
+    except DAMAGE:
+        return b""
 
 
 def _measured(part: Part) -> Part:
