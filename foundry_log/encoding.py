@@ -92,7 +92,7 @@ _STEP = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 # --- values ---------------------------------------------------------------------------------------
 
 
-def to_plain(value: Any, default: Default | None = None) -> Any:
+def to_plain(value: Any, default: Default | None = None, *, is_fresh: bool = False) -> Any:
     """Return `value` as a tree of dict (string keys), list, str, int, float, bool and None.
 
     The tree is a snapshot: it shares no container with `value`. Never raises for any input.
@@ -108,10 +108,12 @@ def to_plain(value: Any, default: Default | None = None) -> Any:
         default: asked first, as that of `json.dumps`, for what is no dict, list, tuple, string,
             number or None; what it returns is reduced in turn. Where it raises, the built-in rules
             apply.
+        is_fresh: the value is a dict that nobody else has: it may be the result itself.
     """
     try:
         if type(value) is dict:
-            fields = value.copy()  # first: another thread may change the original at any time
+            # A copy first: another thread may change the original at any time.
+            fields = value if is_fresh else value.copy()
             # The usual context is flat. A loop is quicker here than `issuperset(map(type, ...))`,
             # up to some twenty fields, and quicker in place than behind a call.
             for name, item in fields.items():
@@ -516,6 +518,15 @@ def encode_plain(plain: dict[str, Any]) -> bytes:
     if _to_be_marked(line) is None:
         return line
     return _marked(plain, line)
+
+
+def encode_named(plain: dict[str, Any]) -> bytes:
+    """Return what `encode_plain` does, of an object whose own names are none of `non_finite`'s."""
+    try:
+        line = _encode(plain)
+    except (UnicodeEncodeError, ValueError):
+        return encode_plain(plain)
+    return line if line.find(b"null") < 0 else _marked(plain, line)
 
 
 def encode_value(value: Any) -> bytes:

@@ -12,6 +12,7 @@ from pythonjsonlogger.core import RESERVED_ATTRS, BaseJsonFormatter
 from foundry_log.clock import timestamp
 from foundry_log.encoding import (
     encode_line,
+    encode_named,
     encode_plain,
 )
 from foundry_log.exception_data import exception_data, formatted_exception
@@ -123,7 +124,7 @@ class JsonFormatter(BaseJsonFormatter):
         if self.static_fields or self.defaults or self.rename_fields:  # filled since it was made
             parts = (created, level, level_name, name, message, context)
             return self._formatted(whole(parts)).encode("utf-8", "backslashreplace")
-        return encode_plain(
+        return encode_named(
             {
                 "timestamp": timestamp(created),
                 "level": level_name,

@@ -139,7 +139,7 @@ class MetricsLogger:
             message = f"{_titled(kind, entry)}: {_listed(entry[values])}"
             reached = takers(_log, INFO)
             if reached:
-                hand_over(reached, _log, INFO, message, scopes)
+                hand_over(reached, _log, INFO, message, dict(scopes))
             else:
                 _log.info(message, stacklevel=3)
 

@@ -130,7 +130,7 @@ def hand_over(
     logger: logging.Logger,
     level: int,
     message: str,
-    context: Mapping[str, Any],
+    context: dict[str, Any],
 ) -> None:
     """Have an ordinary record written by those whom it reaches.
 
@@ -139,10 +139,10 @@ def hand_over(
         logger: whose record it is.
         level: of the record.
         message: finished text.
-        context: any values under string keys, reduced to plain ones here.
+        context: a fresh dict of any values, reduced to plain ones here.
     """
-    name = logging.getLevelName(level)
-    parts = (time.time(), level, name, logger.name, message, to_plain(context))
+    plain = to_plain(context, is_fresh=True)
+    parts = (time.time(), level, logging.getLevelName(level), logger.name, message, plain)
     for handler in reached:
         handler.handle_parts(parts)
 
