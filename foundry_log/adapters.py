@@ -65,17 +65,19 @@ class StructuredLogger(_Adapter):
         super().__init__(logging.getLogger(name), self.context)
         self._as_json = getattr(settings, "use_structured_logging", True) is not False
 
+    # The two levels that are often off look at what the logger knows before they call anything: a
+    # call that is not logged is to cost no more than the standard library's.
     # mypy: the stdlib's methods take any keyword too, but reserve the name `msg`; ours do not.
     # Each level calls `_send` itself: with one depth for all of them, the record names the caller.
 
     def debug(self, message: object, /, *args: object, **context: Any) -> None:  # type: ignore[override]
         """Log at DEBUG; see `log`."""
-        if self._levels.get(DEBUG) is not False or self._is_replaced():
+        if self._levels.get(DEBUG) is not False or len(self._logger.__dict__) != self._size:
             self._send(DEBUG, message, args, context)
 
     def info(self, message: object, /, *args: object, **context: Any) -> None:  # type: ignore[override]
         """Log at INFO; see `log`."""
-        if self._levels.get(INFO) is not False or self._is_replaced():
+        if self._levels.get(INFO) is not False or len(self._logger.__dict__) != self._size:
             self._send(INFO, message, args, context)
 
     def warning(self, message: object, /, *args: object, **context: Any) -> None:  # type: ignore[override]
@@ -130,30 +132,42 @@ class StructuredLogger(_Adapter):
     @logger.setter
     def logger(self, logger: logging.Logger) -> None:
         self._logger = logger
-        # What the logger has found out about its levels, True or False; empty where a class of
-        # somebody's own decides.
+        # What the logger has found out about its levels, True or False, and how many attributes it
+        # has; no levels where anything but the stdlib's methods decides.
         self._levels: dict[int, bool] = {}
-        if type(logger).isEnabledFor is logging.Logger.isEnabledFor:
+        self._size = 0
+        kind = type(logger)
+        if kind in (logging.Logger, logging.RootLogger) and kind.isEnabledFor is _is_enabled_for:
             self._levels = logger._cache  # type: ignore[attr-defined]
+            self._size = len(logger.__dict__)
 
-    def _is_replaced(self) -> bool:
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of: the levels are the logger's, and never copied."""
+        return {name: value for name, value in self.__dict__.items() if name != "_levels"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.logger = state["_logger"]
+
+    def _wants_all(self) -> bool:
         """Whether somebody (a test, a tracer) has put a `log` on the logger: it gets every call."""
-        return "log" in self._logger.__dict__
+        return "log" in getattr(self._logger, "__dict__", ())
 
     def _send(
         self, level: int, message: object, args: tuple[object, ...], context: dict[str, Any]
     ) -> None:
         logger = self._logger
-        is_known = self._levels.get(level) and not logger.disabled
-        if not (is_known or logger.isEnabledFor(level) or self._is_replaced()):
+        if not (self._levels.get(level) or logger.isEnabledFor(level) or self._wants_all()):
             return
         if not args and type(message) is str and _OPTIONS.isdisjoint(context):
             reached = takers(logger, level)
             if reached:
-                hand_over(
-                    reached, logger, level, message, _merged(self.context, bound_fields(), context)
-                )
-                return
+                try:
+                    fields = {**self.context, **bound_fields(), **context}
+                except Exception:  # no mapping, or a key whose code raises when it is compared
+                    fields = _merged(self.context, bound_fields(), context)
+                if hand_over(reached, logger, level, message, fields):
+                    return
         options: dict[str, Any] = {}
         extra: dict[Any, Any] = {}
         depth = 1
@@ -164,29 +178,21 @@ class StructuredLogger(_Adapter):
                 options["stack_info"] = _is_true(context.pop("stack_info"))
             extra = _fields(context.pop("extra", None))
             depth = _stacklevel(context.pop("stacklevel", 1))
-        fields = structured(
+        made = structured(
             formatted(message, unpacked(args)),
-            _merged(self.context, bound_fields(), _merged(extra, {}, context)),
+            _merged(self.context, bound_fields(), extra, context),
             self._as_json,
         )
         depth += 2  # this frame and that of the level's method
-        logger.log(level, fields[TEXT], extra=fields, stacklevel=depth, **options)
+        logger.log(level, made[TEXT], extra=made, stacklevel=depth, **options)
 
 
+_is_enabled_for = logging.Logger.isEnabledFor
 _OPTIONS = frozenset({"exc_info", "stack_info", "stacklevel", "extra"})
 
 
-def _merged(
-    below: Mapping[Any, Any], scopes: Mapping[Any, Any], above: Mapping[Any, Any]
-) -> dict[Any, Any]:
+def _merged(*layers: Mapping[Any, Any]) -> dict[Any, Any]:
     """Return the fields of all layers, the later above the earlier."""
-    try:
-        return {**below, **scopes, **above}
-    except Exception:  # one is no mapping, or has a key whose code raises when it is compared
-        return _merged_with_care(below, scopes, above)
-
-
-def _merged_with_care(*layers: Mapping[Any, Any]) -> dict[Any, Any]:
     merged: dict[Any, Any] = {}
     for layer in layers:
         try:

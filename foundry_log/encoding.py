@@ -65,7 +65,6 @@ _Result = TypeVar("_Result")
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _CONTAINERS = frozenset({dict, list, tuple})
-_STRINGS = frozenset({str})
 _Numbers = dict[type, Callable[[Any], Any]]
 _numbers: _Numbers = {}
 """How a number of an exact class becomes Python's; see `_learn_classes`."""
@@ -182,14 +181,14 @@ def _copied(value: Any, depth: int, budget: list[int], numbers: _Numbers) -> Any
     if kind is dict:
         fields = value.copy()
         for name, item in fields.items():
+            if type(name) is not str:
+                raise _NotPlainError
             kind = type(item)
             if kind not in _SCALARS:
                 if kind in numbers:
                     fields[name] = numbers[kind](item)
                 else:
                     fields[name] = _copied(item, depth + 1, budget, numbers)
-            if type(name) is not str:
-                raise _NotPlainError
         return fields
     items = list(value)
     if not _SCALARS.issuperset(map(type, items)):

@@ -37,13 +37,17 @@ class ContextFilter(logging.Filter):
     def __init__(self, fields: Mapping[str, Any] | None = None, name: str = "") -> None:
         super().__init__(name)
         self.fields: dict[str, Any] = to_plain(dict(fields or {}))
-        self.is_direct = type(self) is ContextFilter and not name
-        """Whether all that `filter` does is to put `fields` below the context."""
+        self._is_as_made = type(self) is ContextFilter and not name
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
-        if name in ("filter", "name", "nlen"):
-            object.__setattr__(self, "is_direct", False)
+        if name != "_is_as_made":
+            object.__setattr__(self, "_is_as_made", False)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether all that `filter` does is to put `fields` below the context."""
+        return self._is_as_made and ContextFilter.filter is _FILTER
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the fields; always True."""
@@ -57,6 +61,9 @@ class ContextFilter(logging.Filter):
                 return True  # by the handler before, as a rule
             record.__dict__[CONTEXT] = {**self.fields, **known}
         return True
+
+
+_FILTER = ContextFilter.filter
 
 
 class RedactingFilter(logging.Filter):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from pythonjsonlogger.core import RESERVED_ATTRS, BaseJsonFormatter
@@ -80,14 +81,21 @@ class JsonFormatter(BaseJsonFormatter):
             self._required_fields = []
         self._hidden = frozenset(self.reserved_attrs) - _STANDARD
         self._shown = _STANDARD - frozenset(self.reserved_attrs) - {"message", "asctime"}
-        self.is_direct = type(self) is JsonFormatter and self._writes_default_lines()
-        """Whether `line` gives what `format` does for an ordinary record: the lines are the default
-        ones, and nothing was assigned to the formatter since it was made."""
+        self._is_as_made = type(self) is JsonFormatter and self._writes_default_lines()
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
-        if name != "is_direct":
-            object.__setattr__(self, "is_direct", False)
+        if name != "_is_as_made":
+            object.__setattr__(self, "_is_as_made", False)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether `line` gives what `format` does for an ordinary record.
+
+        The lines are the default ones, nothing was assigned to the formatter since it was made, and
+        nobody has replaced a method of its classes.
+        """
+        return self._is_as_made and _formatting(JsonFormatter) == _AS_MADE
 
     def _writes_default_lines(self) -> bool:
         return self.context_key == "context" and not (
@@ -176,6 +184,8 @@ class JsonFormatter(BaseJsonFormatter):
 
     def formatException(self, ei: Any) -> str | list[str]:  # type: ignore[override]
         """Return the traceback as text, or as its lines with `exc_info_as_array`."""
+        if logging.Formatter.formatException is not _format_exception:  # somebody's own, for all
+            return super().formatException(ei)
         text = formatted_exception(ei)
         return text.splitlines() if self.exc_info_as_array else text
 
@@ -282,20 +292,21 @@ def _add(fields: dict[str, Any], name: str, value: Any) -> None:
     fields[name] = value
 
 
+_formatting = attrgetter("format", "add_fields", "process_log_record")
+_AS_MADE = _formatting(JsonFormatter)
+_format_exception = logging.Formatter.formatException
+
+
+def entry_line(created: float, entry: dict[str, Any]) -> bytes:
+    """Return the line of a plain entry, in UTF-8 and without a newline."""
+    return encode_plain({"timestamp": timestamp(created), **entry})
+
+
 class EntryFormatter(logging.Formatter):
     """The line of a record that carries an entry: `{"timestamp", …the entry's fields}`.
 
     This is what `metrics.jsonl` and `errors.jsonl` hold.
     """
-
-    is_direct = True
-
-    @staticmethod
-    def line(
-        created: float, level: int, level_name: str, name: str, message: str, entry: Any
-    ) -> bytes:
-        """Return the line of a plain entry, in UTF-8."""
-        return encode_plain({"timestamp": timestamp(created), **entry})
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the entry with the record's time stamp, without a newline."""
@@ -303,7 +314,7 @@ class EntryFormatter(logging.Formatter):
         entry: Any = record.__dict__.get(ENTRY)
         try:
             if is_entry_plain(record):
-                return encode_plain({**head, **entry}).decode()
+                return entry_line(record.created, entry).decode()
             return encode_line({**head, **entry}).decode()
         except Exception:  # no entry, or no mapping
             fields = {**head, "message": message_of(mended(record))[0], "entry": entry}

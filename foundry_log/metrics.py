@@ -18,6 +18,7 @@ from foundry_log.encoding import encode_value, to_plain
 from foundry_log.files.history import histories
 from foundry_log.files.locks import thread_lock
 from foundry_log.filters import RedactingFilter
+from foundry_log.formatters import EntryFormatter, entry_line
 from foundry_log.handlers.direct import hand_over, takers
 from foundry_log.handlers.losses import cause_of
 from foundry_log.handlers.owned import owned_handler
@@ -118,10 +119,11 @@ class MetricsLogger:
     def compute_statistics(self, metric_name: str) -> dict[str, float]:
         """Return `count`, `mean`, `min`, `max`, `std` over the finite values of a metric.
 
-        Values of the whole history count. What this logger alone has logged is answered from
-        memory; where the files hold entries of an earlier or another process too, the first
-        question reads them, and later ones what has been added. `std` is the sample standard
-        deviation, 0.0 for one value. Empty for a metric without finite values.
+        Values of the whole history count. While it is this logger alone that has written, that is
+        all it has logged, answered from memory; rotated files that somebody removes count on.
+        Where the files hold entries of an earlier or another process too, the first question reads
+        them, and later ones what has been added. `std` is the sample standard deviation, 0.0 for
+        one value. Empty for a metric without finite values.
         """
         return self._index.statistics(metric_name)
 
@@ -138,23 +140,31 @@ class MetricsLogger:
         if _log.isEnabledFor(INFO):
             message = f"{_titled(kind, entry)}: {_listed(entry[values])}"
             reached = takers(_log, INFO)
-            if reached:
-                hand_over(reached, _log, INFO, message, dict(scopes))
-            else:
+            if not (reached and hand_over(reached, _log, INFO, message, dict(scopes))):
                 _log.info(message, stacklevel=3)
 
     def _write(self, kind: str, entry: dict[str, Any], values: Any) -> None:
         handler, sinks, index = self._handler, self._sinks, self._index
-        is_direct = handler.is_direct and not (sinks.handlers or RedactingFilter.is_used)
+        is_direct = (
+            handler.is_direct
+            and type(handler.formatter) is EntryFormatter
+            and not (sinks.handlers or RedactingFilter.is_used)
+        )
         if index.is_whole is None or not is_direct:
             index.before_entry(is_direct)
         if not is_direct:
             self._write_record(_titled(kind, entry), entry)
             return
         # The handler's one filter redacts, so it has nothing to do.
-        is_written = handler.emit_parts((time.time(), INFO, "INFO", sinks.name, kind, entry))
-        if is_written and type(values) is dict and "metrics" in entry:
+        parts = (time.time(), INFO, "INFO", sinks.name, kind, entry)
+        if type(values) is dict and "metrics" in entry:
             index.logged.add(values)
+        is_written = False
+        try:
+            is_written = handler.write(entry_line(parts[0], entry) + b"\n", parts)
+        finally:
+            if not is_written:
+                index.is_whole = False
 
     def _write_record(self, message: str, entry: dict[str, Any]) -> None:
         sinks = self._sinks
@@ -199,7 +209,7 @@ class _Index:
             self.is_whole = self._is_nothing_there()
 
     def statistics(self, name: str) -> dict[str, float]:
-        if self.is_whole and self._handler.is_alone:
+        if self.is_whole and self._handler.is_alone():
             return self.logged.summary(name)
         with self._lock:
             self._cursor.advance(self._take)

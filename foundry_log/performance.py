@@ -85,7 +85,7 @@ class PerformanceLogger:
         block = TimedBlock()  # an __init__ would be a fifth of what a block costs
         try:
             block._measured = self._measured[name]
-        except KeyError:
+        except (KeyError, TypeError):  # the latter: no name at all
             block._measured = self._measured_of(name)
         block._owner = self
         block._name = name
@@ -144,8 +144,13 @@ class PerformanceLogger:
     def reset_timers(self) -> None:
         """Forget all timers; blocks that have begun count when they end."""
         with self._lock:
-            for measured in list(self._measured.values()):
-                measured[:] = [None]  # blocks that have begun have the list
+            for name, measured in list(self._measured.items()):
+                if measured == [None]:  # a name that is not used any more
+                    del self._measured[name]
+                    measured[:1] = []  # a block that has it may have ended this moment
+                    self._settle(name, measured)
+                else:
+                    measured[:] = [None]
             self._timers.clear()
 
     def timing_report(self) -> dict[str, dict[str, float]]:
@@ -176,11 +181,24 @@ class PerformanceLogger:
         write_document(Path(path), encode_document(self.timing_report()), permissions)
 
     def record(self, name: str, duration_ns: int) -> None:
-        """Add a duration that was measured elsewhere, in nanoseconds."""
+        """Add a duration that was measured elsewhere, in nanoseconds.
+
+        Raises:
+            OverflowError: it is beyond the floats.
+        """
+        float(duration_ns)
         measured = self._measured_of(name)
         measured.append(int(duration_ns))
-        if len(measured) > MAX_WAITING:
+        if not 1 < len(measured) <= MAX_WAITING:
+            self._settle(name, measured)
+
+    def _settle(self, name: str, measured: list[Any]) -> None:
+        """Take in what waits in a timer's list; of one that a reset has forgotten, note it anew."""
+        if self._measured.get(name) is measured:
             self._taken_in(name)
+        else:
+            while measured:
+                self._measured_of(name).append(measured.pop())
 
     def _measured_of(self, name: Any) -> list[Any]:
         if not isinstance(name, str):
@@ -198,7 +216,7 @@ class PerformanceLogger:
                 past, new = measured[0], measured[1:]
                 listed = self._timers.get(name)
                 if past is None or not past.describes(listed):
-                    past = _Durations.of([] if listed is None else listed)
+                    past = _Durations.of(listed)
                 present: _Durations = past.followed_by(new) if new else past
                 if may_change and new:
                     measured[: 1 + len(new)] = [present]
@@ -227,8 +245,14 @@ class _Durations:
         self.stats = stats
 
     @classmethod
-    def of(cls, listed: list[float]) -> _Durations:
-        return cls(listed, listed[:], RunningStats(listed))
+    def of(cls, listed: Any) -> _Durations:
+        """Return those that somebody has listed; none where that is no list of numbers."""
+        try:
+            if type(listed) is not list:
+                listed = list(listed)
+            return cls(listed, listed[:], RunningStats(listed))
+        except (TypeError, ValueError, OverflowError):
+            return cls([], [], RunningStats())
 
     def describes(self, listed: list[float] | None) -> bool:
         """Return whether the list is as it was last shown, or as it is to be shown."""
@@ -274,8 +298,8 @@ class TimedBlock:
         duration = perf_counter_ns() - self._started
         owner, measured = self._owner, self._measured
         measured.append(duration)  # atomic, so it takes no lock
-        if len(measured) > MAX_WAITING:
-            owner._taken_in(self._name)
+        if not 1 < len(measured) <= MAX_WAITING:
+            owner._settle(self._name, measured)
         if owner.logger.isEnabledFor(self._level):
             owner.logger.log(
                 self._level,

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from foundry_log.handlers.direct import fast_log
+from foundry_log.context import bound_fields
+from foundry_log.handlers.direct import allow, hand_over, takers
+from foundry_log.records import RESERVED, formatted, unpacked
 
 _Logger: Any = logging.Logger
-_stock: Any = _Logger._log
+_stock_log: Any = _Logger._log
+_get_message = logging.LogRecord.getMessage
 
 
 class FastLoggers:
@@ -32,8 +37,8 @@ class FastLoggers:
 
     def __init__(self) -> None:
         self._is_closed = False
-        if _Logger._log is _stock:
-            _Logger._log = fast_log
+        if _Logger._log is _stock_log:
+            _Logger._log = _log
         FastLoggers._open += 1
 
     def close(self) -> None:
@@ -42,8 +47,8 @@ class FastLoggers:
             return
         self._is_closed = True
         FastLoggers._open -= 1
-        if not FastLoggers._open and _Logger._log is fast_log:
-            _Logger._log = _stock
+        if not FastLoggers._open and _Logger._log is _log:
+            _Logger._log = _stock_log
 
     def __enter__(self) -> FastLoggers:
         return self
@@ -60,3 +65,43 @@ class FastLoggers:
 def fast_loggers() -> FastLoggers:
     """Return the switch, turned on; see `FastLoggers`."""
     return FastLoggers()
+
+
+def _log(
+    self: logging.Logger,
+    level: int,
+    msg: object,
+    args: Any,
+    exc_info: Any = None,
+    extra: Mapping[str, object] | None = None,
+    stack_info: bool = False,
+    stacklevel: int = 1,
+) -> None:
+    """What stands in the place of `logging.Logger._log`."""
+    if type(msg) is str and not exc_info and not stack_info and _is_context(extra):
+        reached = takers(self, level)
+        if reached and FastLoggers._open and logging.LogRecord.getMessage is _get_message:
+            message = msg if not args else formatted(msg, unpacked(args))
+            if hand_over(reached, self, level, message, {**bound_fields(), **(extra or {})}):
+                return
+    if stacklevel > 0 or sys.version_info < (3, 11):  # the stdlib meets this frame too
+        stacklevel = max(stacklevel, 1) + 1
+    _stock_log(self, level, msg, args, exc_info, extra, stack_info, stacklevel)
+
+
+allow(_log)
+
+
+def _is_context(extra: Any) -> bool:
+    """Whether all of `extra` becomes context, so that the stdlib has nothing to refuse."""
+    if extra is None:
+        return True
+    return (
+        type(extra) is dict
+        and extra.keys().isdisjoint(RESERVED)
+        and not any(map(_is_private, extra))
+    )
+
+
+def _is_private(name: Any) -> bool:
+    return type(name) is not str or name.startswith("_")

@@ -42,7 +42,7 @@ Parts = tuple[float, int, str, str, str, dict[str, Any]]
 `levelno`, `levelname`, `name`, its finished message and its plain context."""
 
 _STANDARD = list(logging.LogRecord("", 0, "", 0, "", None, None).__dict__)
-_STANDARD_COUNT, _LAST_STANDARD = len(_STANDARD), _STANDARD[-1:]
+_get_message = logging.LogRecord.getMessage
 
 RESERVED = frozenset({*RESERVED_ATTRS, "taskName", MESSAGE, CONTEXT, TEXT, ENTRY, EXCEPTION})
 """Attributes of a record that are not context: the stdlib's and ours."""
@@ -86,6 +86,11 @@ def whole(record: logging.LogRecord | Parts) -> logging.LogRecord:
     return made
 
 
+def has_plain_message(record: logging.LogRecord) -> bool:
+    """Whether the record's `getMessage` is the stdlib's, for its class and for itself."""
+    return record.getMessage.__func__ is _get_message  # type: ignore[attr-defined]
+
+
 def parts_of(record: logging.LogRecord) -> Parts | None:
     """Return the parts of an ordinary record, of text and context; None for any other.
 
@@ -100,7 +105,7 @@ def parts_of(record: logging.LogRecord) -> Parts | None:
         return None
     if type(message) is not str or type(level_name) is not str or type(name) is not str:
         return None
-    if fields["args"] or TEXT in fields or type(record) is not logging.LogRecord:
+    if fields["args"] or TEXT in fields or not has_plain_message(record):
         message, behind = message_of(record)
         if behind:
             return None
@@ -192,8 +197,8 @@ def context_of(record: logging.LogRecord) -> dict[str, Any]:
     context = dict(known if type(known) is dict else bound_fields())
     names = list(attributes)
     # A LogRecord begins with the attributes of its constructor, and usually none is taken away.
-    if names[_STANDARD_COUNT - 1 : _STANDARD_COUNT] == _LAST_STANDARD:
-        del names[:_STANDARD_COUNT]
+    if names[: len(_STANDARD)] == _STANDARD:
+        del names[: len(_STANDARD)]
     for name in names:
         if name not in RESERVED and (type(name) is not str or name[:1] != "_"):
             context[name] = attributes[name]

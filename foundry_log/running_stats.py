@@ -39,10 +39,6 @@ class RunningStats:
         if value > self.max:
             self.max = value
 
-    def add_all(self, values: Iterable[float]) -> None:
-        """Take finite numbers in; of many at once each costs a third of what `add` costs."""
-        self.merge(RunningStats(values))
-
     def merge(self, other: RunningStats) -> None:
         """Take in what another one has taken in."""
         if not other.count:
@@ -83,9 +79,11 @@ class RunningStats:
         count = len(numbers)
         try:
             total = sum(numbers)
+            if not math.isfinite(total):
+                raise ValueError
             mean = (total if isinstance(total, int) else math.fsum(numbers)) / count
             spread = math.dist(numbers, (mean,) * count)
-        except (OverflowError, ValueError):  # the latter: infinities of both signs
+        except (OverflowError, ValueError):  # the latter: NaN and infinities
             for number in numbers:
                 self.add(number)
             return

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 import traceback
+import weakref
 from collections.abc import Iterator
 from types import CodeType, TracebackType
 from typing import Any
@@ -19,9 +20,9 @@ MAX_FRAMES = 1_000
 
 _Place = tuple[str, Any, str]  # file, line, name
 
-# An entry holds its code, so that no other code has the same id. The code itself is no key: alike
-# functions of two files are equal, and its hash reads all of it each time.
-_kept: dict[tuple[int, int, int], tuple[CodeType, _Place, str]] = {}
+# The code is known by its id as long as it lives; it may hold much, so it is not kept alive. It is
+# no key itself: alike functions of two files are equal, and its hash reads all of it each time.
+_kept: dict[tuple[int, int, int], tuple[weakref.ref[CodeType], _Place, str]] = {}
 
 _ADDED_TO = (SyntaxError, ImportError, NameError, AttributeError)
 """Python adds to their text: the line and its carets, "Did you mean"."""
@@ -34,8 +35,8 @@ def format_exception(error: BaseException, frames: TracebackType | None) -> str:
     time. The stdlib reads an edited file again and shows its new lines, which are not what runs. A
     frame whose source was not found is looked for again.
 
-    Raises what the stdlib raises, and what stops a program where that comes out of the exception's
-    own code. Safe from any thread.
+    What somebody has put in the place of a function of `traceback` is not asked where the text is
+    assembled here. Raises what the stdlib raises. Safe from any thread.
 
     Args:
         error: any exception.
@@ -108,8 +109,12 @@ def _stack(frames: TracebackType | None) -> str:
     frame: TracebackType | None = frames
     last = None
     while frame is not None:
-        key = id(frame.tb_frame.f_code), frame.tb_lasti, frame.tb_lineno
-        _, place, text = _kept.get(key) or _frame(frame, key)
+        code = frame.tb_frame.f_code
+        key = id(code), frame.tb_lasti, frame.tb_lineno
+        known = _kept.get(key)
+        if known is None or known[0]() is not code:
+            known = _frame(frame, key)
+        _, place, text = known
         if place == last:  # the stdlib counts repeated frames in place of printing them
             return "".join([texts[0], *traceback.format_tb(frames)])
         texts.append(text)
@@ -117,12 +122,14 @@ def _stack(frames: TracebackType | None) -> str:
     return "".join(texts)
 
 
-def _frame(frame: TracebackType, key: tuple[int, int, int]) -> tuple[CodeType, _Place, str]:
+def _frame(
+    frame: TracebackType, key: tuple[int, int, int]
+) -> tuple[weakref.ref[CodeType], _Place, str]:
     """Return what is kept of one frame, as the stdlib prints it."""
     summaries = traceback.extract_tb(frame, limit=1)
     seen = summaries[0]
     text = "".join(summaries.format())
-    entry = frame.tb_frame.f_code, (seen.filename, seen.lineno, seen.name), text
+    entry = weakref.ref(frame.tb_frame.f_code), (seen.filename, seen.lineno, seen.name), text
     if seen.line:
         if len(_kept) >= MAX_FRAMES:
             _kept.clear()
@@ -140,7 +147,10 @@ def _ending(error: BaseException, frames: TracebackType | None, alone: bool) -> 
             raise _UnusualError
         parts = traceback.TracebackException(kind, error, frames, limit=0, compact=True)
         return "".join(parts.format_exception_only())
-    name, module, message = kind.__qualname__, kind.__module__, str(error)
+    try:
+        name, module, message = kind.__qualname__, kind.__module__, str(error)
+    except BaseException as raised:  # the stdlib prints what stops a program as well
+        raise _UnusualError from raised
     if not (type(name) is type(module) is type(message) is str):
         raise _UnusualError
     if module not in ("builtins", "__main__"):

@@ -120,9 +120,10 @@ class AppendFile:
             end = self._written_again(line, end - written, end)
         start, own_end = end - length, self._own_end
         self._own_end = self.size = end
-        if start != own_end and start > 0:
-            self.is_alone = False
-            self._heal(start)
+        if start != own_end:
+            self.is_alone = self.is_alone and start == 0 and own_end < 0
+            if start > 0:
+                self._heal(start)
 
     def moved(self, every_s: float = 0.0) -> bool:
         """Return whether the path is no longer the file that is open.

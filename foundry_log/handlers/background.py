@@ -14,7 +14,7 @@ from typing import Any
 
 from foundry_log.clock import timestamp
 from foundry_log.filters import RedactingFilter
-from foundry_log.handlers.direct import TakesParts, adds_fields_only
+from foundry_log.handlers.direct import TakesParts, adds_fields_only, handed, takes_parts
 from foundry_log.handlers.targets import Targets
 from foundry_log.records import KEPT, Parts, detached, parts_of, whole
 
@@ -39,6 +39,9 @@ class BackgroundHandler(TakesParts):
     usual, on the thread. What a handler raises is counted in `losses` and ends nothing. A record
     that one of the handlers logs while it works goes to the others at once; where there is no
     other, it counts as lost to `RecursionError`.
+
+    A handler behind the queue that gets another filter or formatter while records wait sees those
+    without thread and line of code.
 
     A crash loses what is queued, `capacity` records at the most. The end of the program, of a
     `multiprocessing` worker, `flush` and `close` wait until the queue is written; a process that
@@ -102,6 +105,7 @@ class BackgroundHandler(TakesParts):
         self._taken = 0  # records taken from the queue since the start
         self._done = 0  # of these, handled
         self._is_asleep = False  # the thread, until somebody wakes it
+        self._is_napping = False  # the thread, for some milliseconds
         self._is_awaited = False  # the thread, by others
         self._is_stuck = False  # the thread, beyond the deadline of an end
         self._untold = _Untold()
@@ -146,9 +150,9 @@ class BackgroundHandler(TakesParts):
 
     def takes_parts(self) -> bool:
         """Return whether the parts of a record will do, here and behind the queue."""
-        if not self.is_direct or not all(map(adds_fields_only, self.filters)):
+        if not self.is_as_made():
             return False
-        return all(map(_takes_parts, self.handlers))
+        return all(map(adds_fields_only, self.filters)) and all(map(takes_parts, self.handlers))
 
     def emit_parts(self, parts: Parts) -> bool:
         """Queue the parts of a record."""
@@ -160,7 +164,7 @@ class BackgroundHandler(TakesParts):
 
     def _parts(self, record: logging.LogRecord) -> Parts | None:
         """Return what those behind the queue need of the record; None where one needs all of it."""
-        if not all(map(_takes_parts, self.handlers)):
+        if not all(map(takes_parts, self.handlers)):
             return None
         try:
             return parts_of(record)
@@ -198,8 +202,8 @@ class BackgroundHandler(TakesParts):
                     self._drop(record)
                     return True
             self._queue.append(record)
-            if self._is_asleep:
-                self._is_asleep = False
+            if self._is_asleep or (self._is_napping and 2 * len(self._queue) >= self.capacity):
+                self._is_asleep = self._is_napping = False
                 self._changed.notify_all()
         return True
 
@@ -276,7 +280,9 @@ class BackgroundHandler(TakesParts):
                     return None
                 if naps < _NAPS:  # more is to come, as a rule, and nobody has the trouble of waking
                     naps += 1
+                    self._is_napping = True
                     self._changed.wait(_NAP_S)
+                    self._is_napping = False
                     continue
                 self._is_asleep = True
                 self._changed.wait(self._tell_every_s if self._untold.count else None)
@@ -290,7 +296,7 @@ class BackgroundHandler(TakesParts):
         for handler in free:
             at_work.append(handler)
             try:
-                _pass_on(record, handler)
+                record = _passed_on(record, handler)
             except Exception:
                 self._outlive(record)
             except BaseException:  # an exit would end the thread and nothing else
@@ -393,20 +399,19 @@ class BackgroundHandler(TakesParts):
             self._delivering.release()
 
 
-def _pass_on(record: logging.LogRecord | Parts, handler: logging.Handler) -> None:
+def _passed_on(
+    record: logging.LogRecord | Parts, handler: logging.Handler
+) -> logging.LogRecord | Parts:
+    """Have a handler handle the record; return it as those that come after get it."""
     if isinstance(record, tuple):
         if record[1] < handler.level:
-            return
+            return record
         if isinstance(handler, TakesParts) and handler.takes_parts():
-            handler.handle_parts(record)
-            return
+            return handed(handler, record)
         record = whole(record)  # somebody has changed the handler since the record was queued
     if _wants(handler, record):
         handler.handle(record)
-
-
-def _takes_parts(handler: logging.Handler) -> bool:
-    return isinstance(handler, TakesParts) and handler.takes_parts()
+    return record
 
 
 def _is_kept(record: logging.LogRecord | Parts) -> bool:

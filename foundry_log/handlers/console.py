@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
@@ -74,7 +75,7 @@ class ConsoleHandler(TakesParts, _StreamHandler):
             Exception: what the stream raises; nothing is counted.
         """
         line = text + self.terminator
-        with self.lock:  # type: ignore[union-attr]
+        with self.lock or contextlib.nullcontext():
             stream: Any = self.stream
             if stream is None:
                 return
@@ -83,5 +84,7 @@ class ConsoleHandler(TakesParts, _StreamHandler):
             except UnicodeEncodeError:  # a terminal of few letters gets the others as escapes
                 encoding = stream.encoding
                 stream.write(line.encode(encoding, "backslashreplace").decode(encoding))
-            if hasattr(stream, "flush"):
+            if not self.is_direct:
+                self.flush()
+            elif hasattr(stream, "flush"):
                 stream.flush()

@@ -4,22 +4,23 @@ Making a LogRecord and carrying it down the logger tree costs more than writing 
 own handlers need of an ordinary record is six parts (`foundry_log.records.Parts`), so they can be
 handed these. Nobody may miss the record: before each one everybody who would get to see it is
 looked at, and the short way is taken only where they are all known. A filter, formatter or handler
-of somebody else's, a subclass, a record factory, a method that was replaced on a logger, a handler
-or on `logging.Logger` itself (as tracers do): each gets an ordinary, complete record.
+of somebody else's, a subclass, a record factory, a method that was replaced on a logger, handler,
+formatter or filter, on their classes here or on `logging.Logger` (as tracers do): each gets an
+ordinary, complete record. Not looked for are replacements in the stdlib's other classes.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable
+from operator import attrgetter
+from typing import Any, Protocol
 
-from foundry_log.context import bound_fields
 from foundry_log.encoding import to_plain
+from foundry_log.filters import ContextFilter
 from foundry_log.handlers.losses import CountsLosses
-from foundry_log.records import RESERVED, Parts, formatted, parts_of, unpacked, whole
+from foundry_log.records import Parts, parts_of, whole
 
 _SOURCE = logging.Logger.__init__.__code__.co_filename
 _ROOT = len(logging.RootLogger(0).__dict__)
@@ -27,13 +28,43 @@ _ATTRIBUTES = {logging.RootLogger: _ROOT, logging.Logger: _ROOT + 1}  # which ha
 """Number of attributes of a logger on which nobody has put a method, or anything else."""
 
 
+# --- those who take parts -------------------------------------------------------------------------
+
+
+class DirectFormatter(Protocol):
+    """A formatter that needs the parts of an ordinary record alone."""
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether `line` gives what `format` would of the whole record, this moment."""
+
+    def line(
+        self, created: float, level: int, level_name: str, name: str, message: str, context: Any
+    ) -> str | bytes:
+        """Return the line of the record that has these parts, bytes in UTF-8; no newline."""
+
+
+_handling = attrgetter("handle", "emit", "format")
+
+
 class TakesParts(CountsLosses):
     """A handler that writes an ordinary record without seeing one."""
 
     is_direct = False
-    """Whether this is one of the package's own classes, and none of its methods was replaced."""
+    """Whether this is one of the package's own classes, and nothing was put on the handler."""
 
-    default_formatter: logging.Formatter | None = None
+    default_formatter: DirectFormatter | None = None
+
+    _as_made: tuple[Any, ...] = ()
+    """The methods that a record meets, as the class was made."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._as_made = _handling(cls)
+
+    def is_as_made(self) -> bool:
+        """Return whether this is a class of the package, and nobody has replaced its methods."""
+        return self.is_direct and _handling(type(self)) == self._as_made
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -60,13 +91,10 @@ class TakesParts(CountsLosses):
         formatter = self.formatter or self.default_formatter
         return (
             self.is_direct
+            and _handling(type(self)) == self._as_made
             and getattr(formatter, "is_direct", False)
             and (not self.filters or all(map(adds_fields_only, self.filters)))
         )
-
-    def handle_parts(self, parts: Parts) -> bool:
-        """Do what `handle` does with the record that has these parts; return whether it is done."""
-        return self.emit_parts(with_fields(parts, self.filters) if self.filters else parts)
 
     def emit_parts(self, parts: Parts) -> bool:
         """Do what `emit` does with the record that has these parts; return whether it is done."""
@@ -88,16 +116,38 @@ class TakesParts(CountsLosses):
 
 def adds_fields_only(each: Any) -> bool:
     """Return whether all that a filter does is to put its `fields` below a record's context."""
-    return isinstance(each, logging.Filter) and getattr(each, "is_direct", False)
+    return isinstance(each, ContextFilter) and each.is_direct
 
 
-def with_fields(parts: Parts, filters: Any) -> Parts:
-    """Return the parts with the fields that direct filters put below their context."""
+def takes_parts(handler: logging.Handler) -> bool:
+    """Return whether a handler can do without a record."""
+    return isinstance(handler, TakesParts) and handler.takes_parts()
+
+
+def handed(handler: TakesParts, parts: Parts) -> Parts:
+    """Have a handler that takes parts write them; return them as those that come after get them.
+
+    A context filter leaves its fields on the record, below its context.
+    """
+    if handler.filters:
+        try:
+            parts = _with_fields(parts, handler.filters)
+        except Exception:  # fields that are no mapping
+            handler.handle(whole(parts))
+            return parts
+    handler.emit_parts(parts)
+    return parts
+
+
+def _with_fields(parts: Parts, filters: Iterable[Any]) -> Parts:
     for each in filters:
-        if each.fields:
-            *head, context = parts
+        *head, context = parts
+        if not each.fields.keys() <= context.keys():
             parts = (*head, {**each.fields, **context})  # type: ignore[assignment]
     return parts
+
+
+# --- a record to those whom it reaches ------------------------------------------------------------
 
 
 def takers(logger: Any, level: int) -> list[TakesParts]:
@@ -107,11 +157,14 @@ def takers(logger: Any, level: int) -> list[TakesParts]:
     """
     found: list[TakesParts] = []
     kind = type(logger)
+    attributes = _ATTRIBUTES.get(kind)
     if (
-        logger.filters
-        or len(logger.__dict__) != _ATTRIBUTES.get(kind)
-        or (kind.makeRecord, kind.handle, kind.callHandlers, kind._log) not in _STOCK
+        attributes is None
+        or len(logger.__dict__) != attributes
+        or logger.filters
+        or logger.disabled
         or logging._logRecordFactory is not logging.LogRecord  # type: ignore[attr-defined]
+        or _methods(kind) not in _ways
     ):
         return found
     node: Any = logger
@@ -131,8 +184,11 @@ def hand_over(
     level: int,
     message: str,
     context: dict[str, Any],
-) -> None:
-    """Have an ordinary record written by those whom it reaches.
+) -> bool:
+    """Have an ordinary record written by those whom it reaches; return whether that is done.
+
+    Reducing the context may run the code of its objects, which may change who listens: then nothing
+    is written, and the record has to go the ordinary way.
 
     Args:
         reached: as `takers` has found them, this moment.
@@ -142,61 +198,26 @@ def hand_over(
         context: a fresh dict of any values, reduced to plain ones here.
     """
     plain = to_plain(context, is_fresh=True)
+    if plain is not context and takers(logger, level) != reached:
+        return False
     parts = (time.time(), level, logging.getLevelName(level), logger.name, message, plain)
     for handler in reached:
-        handler.handle_parts(parts)
+        parts = handed(handler, parts)
+    return True
 
 
-def _stock(name: str) -> Any:
-    """Return a method of the stdlib's Logger; something else where it was replaced before us."""
-    method = getattr(logging.Logger, name)
-    code = getattr(method, "__code__", None)
-    return method if getattr(code, "co_filename", "") == _SOURCE else object()
+_methods = attrgetter("_log", "isEnabledFor", "log", "makeRecord", "handle", "callHandlers")
 
 
-_log = _stock("_log")
-_METHODS = (_stock("makeRecord"), _stock("handle"), _stock("callHandlers"))
+def _is_stock(method: Any) -> bool:
+    """Whether a method is the stdlib's, and nobody had replaced it before this module came."""
+    return getattr(getattr(method, "__code__", None), "co_filename", "") == _SOURCE
 
 
-# --- plain loggers, where the user asks for it ----------------------------------------------------
-
-
-def fast_log(
-    self: logging.Logger,
-    level: int,
-    msg: object,
-    args: Any,
-    exc_info: Any = None,
-    extra: Mapping[str, object] | None = None,
-    stack_info: bool = False,
-    stacklevel: int = 1,
-) -> None:
-    """What `foundry_log.fast_loggers` puts in the place of `logging.Logger._log`."""
-    if type(msg) is str and not exc_info and not stack_info and _is_context(extra):
-        reached = takers(self, level)
-        if reached:
-            message = msg if not args else formatted(msg, unpacked(args))
-            hand_over(reached, self, level, message, {**bound_fields(), **(extra or {})})
-            return
-    # The stdlib goes back so many frames: before Python 3.11 only those beyond the first.
-    stacklevel += stacklevel > 1 or sys.version_info >= (3, 11)
-    _log(self, level, msg, args, exc_info, extra, stack_info, stacklevel)
-
-
-def _is_context(extra: Any) -> bool:
-    """Whether all of `extra` becomes context, so that the stdlib has nothing to refuse."""
-    if extra is None:
-        return True
-    return (
-        type(extra) is dict
-        and extra.keys().isdisjoint(RESERVED)
-        and not any(map(_is_private, extra))
-    )
-
-
-def _is_private(name: Any) -> bool:
-    return type(name) is not str or name.startswith("_")
-
-
-_STOCK = ((*_METHODS, _log), (*_METHODS, fast_log))
+_ways = [_methods(logging.Logger)] if all(map(_is_stock, _methods(logging.Logger))) else []
 """The methods that a record passes while nobody has put code of his own on its way."""
+
+
+def allow(log: Any) -> None:
+    """Let records take the short way where `log` stands in the place of `logging.Logger._log`."""
+    _ways.extend([(log, *others) for _, *others in _ways])

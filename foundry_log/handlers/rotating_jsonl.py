@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import locale
 import logging
 import logging.handlers
@@ -215,7 +216,7 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
         """
         notice = self._missing.notice(self._line) if self._missing.causes else None
         file, turn, failures = self._file, self._turn, None
-        with self.lock:  # type: ignore[union-attr]
+        with self.lock or _NO_LOCK:
             if turn.is_taken:
                 turn.waiting.append((line, record, notice))
                 return True
@@ -224,8 +225,11 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
                 if (
                     file.size + len(line) <= turn.calm_below
                     and time.monotonic() - file.looked < _LOOK_EVERY_S
+                    and not turn.waiting
                 ):
                     file.append(line)
+                elif turn.waiting:  # left by a write that was interrupted
+                    turn.waiting.append((line, record, notice))
                 else:
                     self._append(line, record, notice)
             except Exception as error:
@@ -277,7 +281,7 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
 
     def _line(self, record: logging.LogRecord) -> bytes:
         formatter = self.formatter or self.default_formatter
-        if self.is_direct and isinstance(formatter, JsonFormatter):
+        if self.is_as_made() and isinstance(formatter, JsonFormatter) and formatter.is_direct:
             return formatter.encode(record) + b"\n"
         text = self.format(record) + self.terminator
         line = text.encode(self.encoding or "utf-8", self.errors or "backslashreplace")
@@ -509,13 +513,20 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
                 raise
             self._count(self.failed_rotations, record)
 
-    @property
     def is_alone(self) -> bool:
-        """Whether nobody else has written to this file, nor this handler to another one's."""
-        if not self._file.is_alone or self.baseFilename != self._given_name:
-            return False
-        with self.lock:  # type: ignore[union-attr]
-            return self._file.has_grown_to() == self._file.size
+        """Return whether the open file, those before it and no others hold its own lines alone."""
+        file = self._file
+        self.acquire()
+        try:
+            return (
+                file.is_open
+                and file.is_alone
+                and file.has_grown_to() == file.size
+                and not file.moved()
+                and not filenames.process_files(self._given_name)
+            )
+        finally:
+            self.release()
 
     def flush(self) -> None:
         """Do nothing: every record was written when its call returned."""
@@ -524,9 +535,12 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
         """Close the file and report losses; a later record opens it again. Idempotent."""
         self.acquire()
         try:
+            failures = self._write_waiting()  # left by a write that was interrupted
             self._file.close()
         finally:
             self.release()
+        for failure in failures:
+            self._report(*failure)
         if self._finisher is not None:
             self._finish_marked()  # also those that this process had open until now
             self._finisher.close(_FINISH_WITHIN_S)
@@ -545,6 +559,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_fresh_after_fork)
 
 
+_NO_LOCK: Any = contextlib.nullcontext()  # where somebody has taken the handler's away
 _Failure = tuple["logging.LogRecord | Parts", Exception]
 
 

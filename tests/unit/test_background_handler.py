@@ -1435,3 +1435,31 @@ handler._after_fork_in_parent()
 
     assert (code, err) == (0, "")
     assert numbers(path) == list(range(10))
+
+
+@pytest.mark.parametrize("how", ["half full", "flush", "close"])
+def test_a_napping_thread_is_woken_when_it_matters(
+    make: Make, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Before records are dropped or waited for; otherwise nobody has the trouble."""
+    monkeypatch.setattr("foundry_log.handlers.background._NAP_S", 60.0)
+    target = Recorder()
+    handler = make(target, capacity=4, overflow="drop_newest")
+    log(handler, "one")
+    deadline = time.monotonic() + DEADLINE_S
+    while not handler._is_napping or target.messages != ["one"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    log(handler, "two")
+    with handler._lock:
+        assert handler._is_napping
+    if how == "half full":
+        log(handler, "three")
+        assert handler.drain(DEADLINE_S)
+    elif how == "flush":
+        handler.flush()
+    else:
+        handler.close()
+
+    assert target.messages == ["one", "two", "three"][: 3 if how == "half full" else 2]
+    assert not handler.dropped

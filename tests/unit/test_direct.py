@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import logging
 import logging.handlers
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -30,8 +33,9 @@ from foundry_log import (
     fast_loggers,
     read_jsonl,
 )
+from foundry_log.formatters import EntryFormatter
 from foundry_log.handlers.direct import takers
-from foundry_log.records import RESERVED, Parts, parts_of, whole
+from foundry_log.records import RESERVED, Parts, entry_record, parts_of, whole
 
 pytestmark = pytest.mark.unit
 
@@ -91,6 +95,10 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 # --- who listens ----------------------------------------------------------------------------------
+
+
+def pickle_copy(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))
 
 
 class Subclass(RotatingJsonlHandler):
@@ -275,6 +283,95 @@ class TestWhoListens:
 
         assert not is_short(mine)
 
+    @pytest.mark.parametrize(
+        ("owner", "method"),
+        [
+            (logging.Logger, "isEnabledFor"),
+            (logging.Logger, "log"),
+            (RotatingJsonlHandler, "emit"),
+            (RotatingJsonlHandler, "format"),
+            (JsonFormatter, "format"),
+            (JsonFormatter, "add_fields"),
+            (JsonFormatter, "process_log_record"),
+            (ContextFilter, "filter"),
+        ],
+        ids=lambda each: getattr(each, "__name__", each),
+    )
+    def test_a_method_that_is_replaced_on_a_class(
+        self,
+        logger: logging.Logger,
+        handler: RotatingJsonlHandler,
+        monkeypatch: pytest.MonkeyPatch,
+        owner: Any,
+        method: str,
+    ) -> None:
+        """It is called, as ever, and the line is written."""
+        stock, heard = getattr(owner, method), []
+
+        def traced(self: Any, *args: Any, **kwargs: Any) -> Any:
+            heard.append(method)
+            return stock(self, *args, **kwargs)
+
+        handler.addFilter(ContextFilter({"host": "h"}))
+        assert is_short(logger)
+        monkeypatch.setattr(owner, method, traced)
+        structured(logger).info("heard", step=1)
+
+        assert set(heard) == {method}
+        assert [line["message"] for line in lines(Path(handler.baseFilename))] == ["heard"]
+
+    @pytest.mark.parametrize("where", ["class", "record"])
+    def test_a_message_that_is_made_otherwise(
+        self, handler: RotatingJsonlHandler, monkeypatch: pytest.MonkeyPatch, where: str
+    ) -> None:
+        """By a `getMessage` that was replaced, on the class or on a record."""
+        record = logging.LogRecord("direct", logging.INFO, "", 0, "my secret", None, None)
+        if where == "class":
+            monkeypatch.setattr(logging.LogRecord, "getMessage", lambda self: "redacted")
+        else:
+            record.getMessage = lambda: "redacted"  # type: ignore[method-assign]
+        handler.handle(record)
+
+        (line,) = lines(Path(handler.baseFilename))
+        assert line["message"] == "redacted"
+
+    def test_who_begins_to_listen_while_values_are_described(
+        self, logger: logging.Logger, handler: RotatingJsonlHandler
+    ) -> None:
+        """The code of a value may change the set-up; this record already obeys."""
+        spy = Spy()
+
+        class Joins:
+            def __repr__(self) -> str:
+                if spy not in logger.handlers:
+                    logger.addHandler(spy)
+                return "joined"
+
+        structured(logger).info("hello", value=Joins())
+
+        assert [record.levelname for record in spy.records] == ["INFO"]
+        assert len(lines(Path(handler.baseFilename))) == 1
+
+    @pytest.mark.parametrize("kind", ["adapter", "mock", "anything"])
+    def test_what_is_no_logger_of_the_stdlibs(
+        self, logger: logging.Logger, handler: RotatingJsonlHandler, kind: str
+    ) -> None:
+        """An adapter in an adapter, a mock, an object with the methods: as ever."""
+        log = structured(logger)
+        stand_in: Any = {
+            "adapter": logging.LoggerAdapter(logger, {"x": 1}),
+            "mock": MagicMock(spec=logging.Logger),
+            "anything": SimpleNamespace(isEnabledFor=hook, log=logger.log),
+        }[kind]
+        log.logger = stand_in
+        log.debug("hidden" if kind != "anything" else "hello", step=1)
+        log.info("hello", step=1)
+
+        if kind == "mock":
+            assert stand_in.log.called
+        else:
+            assert "hello" in lines(Path(handler.baseFilename))[-1]["message"]
+
     def test_a_foreign_handler_sees_a_complete_record(
         self, logger: logging.Logger, handler: RotatingJsonlHandler
     ) -> None:
@@ -350,6 +447,58 @@ def test_fields_that_are_filled_in_later_are_written(
 
     (line,) = lines(Path(handler.baseFilename))
     assert (line["host"], line["severity"]) == ("h", "INFO")
+
+
+@pytest.mark.parametrize("way", ["structured", "plain", "queue"])
+def test_fields_of_a_filter_stay_for_the_handlers_that_come_after(
+    tmp_path: Path, logger: logging.Logger, way: str
+) -> None:
+    """On the short way too, and the first to give a name wins."""
+    first, second = (RotatingJsonlHandler(tmp_path / f"{n}.jsonl") for n in (1, 2))
+    first.addFilter(ContextFilter({"run": 7}))
+    second.addFilter(ContextFilter({"run": 8, "more": 1}))
+    handlers: list[logging.Handler] = [first, second]
+    if way == "queue":
+        handlers = [BackgroundHandler(handlers)]
+    for each in handlers:
+        logger.addHandler(each)
+    assert is_short(logger)
+    if way == "plain":
+        logger.info("hello")
+    else:
+        structured(logger).info("hello")
+    for each in handlers:
+        each.flush()
+
+    one, two = (lines(tmp_path / f"{n}.jsonl")[0]["context"] for n in (1, 2))
+    assert (one["run"], two["run"], two["more"]) == (7, 7, 1)
+    first.close()
+    second.close()
+
+
+def test_an_entry_is_an_entry_and_a_record_a_record(handler: RotatingJsonlHandler) -> None:
+    """Under the formatter of `metrics.jsonl`, whose lines are not those of records."""
+    handler.setFormatter(EntryFormatter())
+    handler.handle(entry_record("x", logging.INFO, "m", {"n": 1}))
+    handler.handle(logging.makeLogRecord({"msg": "text", "n": 2}))
+
+    assert lines(Path(handler.baseFilename)) == [{"n": 1}, {"message": "text", "entry": None}]
+
+
+@pytest.mark.parametrize("how", [pickle_copy, copy.deepcopy, copy.copy], ids=lambda f: f.__name__)
+def test_a_copy_of_a_logger_obeys_the_levels_of_the_original(
+    logger: logging.Logger, handler: RotatingJsonlHandler, how: Callable[[Any], Any]
+) -> None:
+    """What it knows about levels is the logger's, as they are set later too."""
+    log = structured(logger)
+    log.info("known")
+    copied = how(log)
+    logger.setLevel(logging.ERROR)
+    copied.info("hidden")
+    logger.setLevel(logging.DEBUG)
+    copied.debug("shown")
+
+    assert [line["message"] for line in lines(Path(handler.baseFilename))] == ["known", "shown"]
 
 
 def test_each_kind_of_handler_takes_the_short_way(

@@ -674,7 +674,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[MetricsLogger]]:
 
 
 def is_from_memory(log: MetricsLogger) -> bool:
-    return bool(log._index.is_whole) and log._handler.is_alone
+    return bool(log._index.is_whole) and log._handler.is_alone()
 
 
 class TestStatisticsFromMemory:
@@ -754,6 +754,55 @@ class TestStatisticsFromMemory:
         log.log_step(2, 0, {"loss": 1.0})
 
         assert log.compute_statistics("loss")["count"] == 3
+
+    @pytest.mark.parametrize("change", ["close", "move", "truncate", "rotate", "own file"])
+    def test_whatever_others_do_to_the_files(
+        self, tmp_path: Path, alone: list[MetricsLogger], change: str
+    ) -> None:
+        """GIVEN: A logger, and another that comes in some way between two questions
+        WHEN: Asking again
+        THEN: The answer is that of the files.
+        """
+        log, path = MetricsLogger("memory", tmp_path), tmp_path / "metrics.jsonl"
+        other = MetricsLogger("other", tmp_path, one_file_per_process=change == "own file" or None)
+        alone += [log, other]
+        log.log_step(0, 0, {"loss": 1.0})
+        assert log.compute_statistics("loss")["count"] == 1
+        if change == "close":
+            log.close()
+        if change == "move":
+            path.rename(tmp_path / "elsewhere")
+        if change == "truncate":
+            path.write_bytes(b"")
+            log.log_step(1, 0, {"loss": 5.0})
+        if change == "rotate":
+            other._handler.doRollover()
+        other.log_step(2, 0, {"loss": 5.0})
+
+        history = log.get_metrics_history()
+        result = log.compute_statistics("loss")
+        assert result["count"] == len(history)
+        assert result["mean"] == statistics.mean(entry["metrics"]["loss"] for entry in history)
+
+    def test_a_step_that_is_interrupted(
+        self, tmp_path: Path, alone: list[MetricsLogger], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """GIVEN: Ctrl-C in the middle of a step, before its line is written
+        WHEN: Asking
+        THEN: The answer is that of the file.
+        """
+        log = MetricsLogger("memory", tmp_path)
+        alone.append(log)
+        log.log_step(0, 0, {"loss": 1.0})
+
+        def interrupted(*_: Any) -> bool:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(log._handler, "write", interrupted)
+            log.log_step(1, 0, {"loss": 5.0})
+
+        assert log.compute_statistics("loss")["count"] == 1
 
     def test_a_step_that_could_not_be_written(
         self, tmp_path: Path, alone: list[MetricsLogger], capsys: pytest.CaptureFixture[str]

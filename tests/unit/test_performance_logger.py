@@ -742,3 +742,66 @@ def test_a_decorator_without_parentheses_says_what_it_needs(
     """The function itself is no name."""
     with pytest.raises(TypeError, match="needs a name"):
         performance_logger.time_block(lambda: None)  # type: ignore[arg-type]
+
+
+class TestNamesAndOddDurations:
+    def test_names_that_are_not_used_any_more_are_let_go(
+        self, performance_logger: PerformanceLogger
+    ) -> None:
+        """GIVEN: Thousands of names, and a reset after each
+        WHEN: Looking at what is kept
+        THEN: It is the last ones.
+        """
+        for number in range(2_000):
+            with performance_logger.time_block(f"step {number}"):
+                pass
+            performance_logger.reset_timers()
+
+        assert len(performance_logger._measured) <= 2
+        assert performance_logger.timing_report() == {}
+
+    def test_a_block_that_spans_several_resets_counts(
+        self, performance_logger: PerformanceLogger
+    ) -> None:
+        """GIVEN: A block that has begun, and three resets
+        WHEN: It ends, and another one of its name
+        THEN: Both count.
+        """
+        block = performance_logger.time_block("long")
+        with block:
+            for _ in range(3):
+                performance_logger.reset_timers()
+            assert "long" not in performance_logger._measured
+        with performance_logger.time_block("long"):
+            pass
+
+        assert performance_logger.get_timing_statistics("long")["count"] == 2
+
+    @pytest.mark.parametrize("listed", [(1.0, 2.0), ["no", "numbers"], 5, [10**400]])
+    def test_what_is_no_list_of_numbers_breaks_no_block(
+        self, performance_logger: PerformanceLogger, listed: Any
+    ) -> None:
+        """GIVEN: Something assigned to a timer
+        WHEN: Blocks end, more than wait
+        THEN: They count, behind what of it are numbers.
+        """
+        performance_logger.timers["odd"] = listed
+        for _ in range(MAX_WAITING + 10):
+            with performance_logger.time_block("odd"):
+                pass
+
+        known = 2 if listed == (1.0, 2.0) else 0
+        assert performance_logger.get_timing_statistics("odd")["count"] >= MAX_WAITING + 10 + known
+
+    def test_a_duration_beyond_the_floats_is_refused(
+        self, performance_logger: PerformanceLogger
+    ) -> None:
+        """GIVEN: A timer
+        WHEN: Recording a number that no statistics can be made of
+        THEN: It is refused at once, and nothing is broken.
+        """
+        with pytest.raises(OverflowError):
+            performance_logger.record("huge", 10**400)
+        performance_logger.record("huge", 1_000)
+
+        assert performance_logger.get_timing_statistics("huge")["count"] == 1

@@ -1536,3 +1536,32 @@ def test_limits_that_are_set_later_count(path: Path) -> None:
     handler.close()
 
     assert len(filenames.rotated_files(str(path))) == 3
+
+
+@pytest.mark.parametrize("then", ["the next record", "close"])
+def test_a_line_that_an_interrupted_write_has_left_is_written_in_its_turn(
+    make: Make, path: Path, then: str
+) -> None:
+    """A signal handler logged inside of a write, and Ctrl-C ended that before its turn came."""
+    handler = make()
+    log(handler, "one")
+    left = logging.makeLogRecord({"msg": "by signal"})
+    handler._turn.waiting.append((handler._line(left), left, None))
+    if then == "the next record":
+        log(handler, "two")
+    else:
+        handler.close()
+
+    assert (
+        path.read_text().splitlines()
+        == ["one", "by signal", "two"][: 3 if then == "the next record" else 2]
+    )
+
+
+def test_a_handler_without_its_lock_still_writes(make: Make, path: Path) -> None:
+    """As handlers of the standard library may have none."""
+    handler = make()
+    handler.lock = None
+    log(handler, "one")
+
+    assert path.read_text().count("one") == 1

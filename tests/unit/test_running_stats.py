@@ -55,7 +55,7 @@ def test_many_at_once_are_those_one_by_one(groups: list[list[float]]) -> None:
     """However they are grouped, and whichever was merged into which."""
     at_once, merged, single = RunningStats(), RunningStats(), RunningStats()
     for group in groups:
-        at_once.add_all(group)
+        at_once.merge(RunningStats(group))
         other = RunningStats(group)
         other.merge(merged)
         merged = other
@@ -72,7 +72,7 @@ def test_groups_far_from_zero_cost_no_precision() -> None:
     values = [1e9 + number % 7 / 10 for number in range(7000)]
     stats = RunningStats()
     for start in range(0, 7000, 70):
-        stats.add_all(values[start : start + 70])
+        stats.merge(RunningStats(values[start : start + 70]))
 
     assert stats.summary()["std"] == pytest.approx(statistics.stdev(values), rel=1e-9)
 
@@ -90,7 +90,7 @@ def test_groups_far_from_zero_cost_no_precision() -> None:
 def test_numbers_beyond_sums_raise_nothing(values: list[float]) -> None:
     """A sum or a square that no float holds."""
     stats = RunningStats([1.0])
-    stats.add_all(values)
+    stats.merge(RunningStats(values))
     stats.merge(RunningStats(values))
 
     assert stats.summary()["count"] == 1 + 2 * len(values)
@@ -99,8 +99,8 @@ def test_numbers_beyond_sums_raise_nothing(values: list[float]) -> None:
 def test_merged_into_nothing_numbers_are_what_they_were() -> None:
     """Also those whose square no float holds."""
     nothing = RunningStats()
-    nothing.add_all([1e200, 1e200])
-    nothing.add_all([])
+    nothing.merge(RunningStats([1e200, 1e200]))
+    nothing.merge(RunningStats([]))
 
     assert nothing.summary() == RunningStats([1e200, 1e200]).summary()
     assert nothing.summary()["std"] == 0.0

@@ -28,14 +28,14 @@ from foundry_log import (
 pytestmark = pytest.mark.unit
 
 MEASURED = {
-    "structured": (118, 42),
-    "nested": (399, 105),
-    "plain": (260, 73),
-    "disabled": (3, 5),
-    "exception": (444, 152),
-    "three_outputs": (371, 151),
-    "background": (97, 45),
-    "log_step": (87, 33),
+    "structured": (124, 41),
+    "nested": (433, 112),
+    "plain": (264, 77),
+    "disabled": (2, 5),
+    "exception": (461, 161),
+    "three_outputs": (399, 156),
+    "background": (104, 44),
+    "log_step": (90, 30),
     "time_block": (20, 10),
 }
 """Lines run and functions called, Python's and C's, by one operation of Python 3.13; the others
