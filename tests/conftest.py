@@ -45,7 +45,9 @@ def leaves_logging_alone() -> Iterator[None]:
     disable, factory = root.manager.disable, logging.getLogRecordFactory()
     yield
     after = _state(root)
-    leaked = [thread for thread in threading.enumerate() if thread not in threads]
+    leaked = [
+        thread for thread in threading.enumerate() if thread not in threads and _stays(thread)
+    ]
     _restore(root, before)
     for name, logger in root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger):
@@ -58,6 +60,12 @@ def leaves_logging_alone() -> Iterator[None]:
     assert after == before, "the test left the root logger changed"
     assert not leaked, f"the test left threads: {leaked}"
     assert logging.getLogRecordFactory() is factory, "the test left a record factory"
+
+
+def _stays(thread: threading.Thread) -> bool:
+    """Whether a thread has more than its last moments; `dictConfig` closes handlers of others."""
+    thread.join(2)
+    return thread.is_alive()
 
 
 def _restore(logger: logging.Logger, state: tuple[Any, ...]) -> None:

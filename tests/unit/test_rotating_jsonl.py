@@ -1563,5 +1563,6 @@ def test_a_handler_without_its_lock_still_writes(make: Make, path: Path) -> None
     handler = make()
     handler.lock = None
     log(handler, "one")
+    handler.createLock()
 
     assert path.read_text().count("one") == 1
