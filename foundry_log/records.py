@@ -109,7 +109,7 @@ def parts_of(record: logging.LogRecord) -> Parts | None:
         message, behind = message_of(record)
         if behind:
             return None
-    context = to_plain(context_of(record))
+    context = to_plain(context_of(record), is_fresh=True)
     return fields["created"], fields["levelno"], level_name, name, message, context
 
 
