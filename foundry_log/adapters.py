@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from foundry_log.context import bound_fields
 from foundry_log.encoding import to_plain
 from foundry_log.exception_data import ExcInfo, exc_info_of
-from foundry_log.handlers.direct import hand_over, takers
+from foundry_log.handlers.direct import ATTRIBUTES, hand_over, takers
 from foundry_log.process import base_context
 from foundry_log.records import TEXT, formatted, structured, unpacked
 
@@ -132,14 +132,12 @@ class StructuredLogger(_Adapter):
     @logger.setter
     def logger(self, logger: logging.Logger) -> None:
         self._logger = logger
-        # What the logger has found out about its levels, True or False, and how many attributes it
-        # has; no levels where anything but the stdlib's methods decides.
+        # What the logger has found out about its levels, True or False; nothing where anything but
+        # the stdlib's methods decides. More attributes than usual may be methods on the logger.
         self._levels: dict[int, bool] = {}
-        self._size = 0
-        kind = type(logger)
-        if kind in (logging.Logger, logging.RootLogger) and kind.isEnabledFor is _is_enabled_for:
+        self._size = ATTRIBUTES.get(type(logger), 0)
+        if self._size and type(logger).isEnabledFor is _is_enabled_for:
             self._levels = logger._cache  # type: ignore[attr-defined]
-            self._size = len(logger.__dict__)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy is made of: the levels are the logger's, and never copied."""

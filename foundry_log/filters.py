@@ -9,6 +9,7 @@ from typing import Any
 
 from foundry_log.context import bound_fields
 from foundry_log.encoding import encode_plain, to_plain
+from foundry_log.noticing import Noticing
 from foundry_log.records import (
     CONTEXT,
     ENTRY,
@@ -22,7 +23,7 @@ from foundry_log.records import (
 from foundry_log.redaction import REPLACEMENT, Redactor
 
 
-class ContextFilter(logging.Filter):
+class ContextFilter(logging.Filter, metaclass=Noticing):
     """Gives records the fields of the configuration, below all others, and keeps their scopes.
 
     Put it on a handler (`to_dict_config` does) or on a logger. On a `QueueHandler` it is what
@@ -37,17 +38,15 @@ class ContextFilter(logging.Filter):
     def __init__(self, fields: Mapping[str, Any] | None = None, name: str = "") -> None:
         super().__init__(name)
         self.fields: dict[str, Any] = to_plain(dict(fields or {}))
-        self._is_as_made = type(self) is ContextFilter and not name
+        self.is_direct = type(self) is ContextFilter and not name
+
+    is_direct: bool
+    """Whether all that `filter` does is to put `fields` below the context."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
-        if name != "_is_as_made":
-            object.__setattr__(self, "_is_as_made", False)
-
-    @property
-    def is_direct(self) -> bool:
-        """Whether all that `filter` does is to put `fields` below the context."""
-        return self._is_as_made and ContextFilter.filter is _FILTER
+        if name != "is_direct":
+            object.__setattr__(self, "is_direct", False)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the fields; always True."""
@@ -61,9 +60,6 @@ class ContextFilter(logging.Filter):
                 return True  # by the handler before, as a rule
             record.__dict__[CONTEXT] = {**self.fields, **known}
         return True
-
-
-_FILTER = ContextFilter.filter
 
 
 class RedactingFilter(logging.Filter):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
 from typing import Any
 
 from pythonjsonlogger.core import RESERVED_ATTRS, BaseJsonFormatter
@@ -17,6 +16,7 @@ from foundry_log.encoding import (
     encode_plain,
 )
 from foundry_log.exception_data import exception_data, formatted_exception
+from foundry_log.noticing import Noticing, replaced
 from foundry_log.records import (
     ENTRY,
     EXCEPTION,
@@ -33,7 +33,7 @@ from foundry_log.records import (
 _STANDARD = frozenset(RESERVED_ATTRS)
 
 
-class JsonFormatter(BaseJsonFormatter):
+class JsonFormatter(BaseJsonFormatter, metaclass=Noticing):
     """One line of strict JSON: `{"timestamp", "level", "logger", "message", "context"}`.
 
     `exception` (type, message, notes, cause, context, group, traceback) and `stack_info` are added
@@ -81,21 +81,16 @@ class JsonFormatter(BaseJsonFormatter):
             self._required_fields = []
         self._hidden = frozenset(self.reserved_attrs) - _STANDARD
         self._shown = _STANDARD - frozenset(self.reserved_attrs) - {"message", "asctime"}
-        self._is_as_made = type(self) is JsonFormatter and self._writes_default_lines()
+        self.is_direct = type(self) is JsonFormatter and self._writes_default_lines()
+
+    is_direct: bool
+    """Whether `line` gives what `format` does for an ordinary record: the lines are the default
+    ones, and nothing was assigned to the formatter since it was made."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
-        if name != "_is_as_made":
-            object.__setattr__(self, "_is_as_made", False)
-
-    @property
-    def is_direct(self) -> bool:
-        """Whether `line` gives what `format` does for an ordinary record.
-
-        The lines are the default ones, nothing was assigned to the formatter since it was made, and
-        nobody has replaced a method of its classes.
-        """
-        return self._is_as_made and _formatting(JsonFormatter) == _AS_MADE
+        if name != "is_direct":
+            object.__setattr__(self, "is_direct", False)
 
     def _writes_default_lines(self) -> bool:
         return self.context_key == "context" and not (
@@ -111,12 +106,14 @@ class JsonFormatter(BaseJsonFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of `record`, without a newline."""
-        return self.encode(record).decode() if self.is_direct else self._formatted(record)
+        if self.is_direct and not replaced:
+            return self.encode(record).decode()
+        return self._formatted(record)
 
     def encode(self, record: logging.LogRecord) -> bytes:
-        """Return what `format` does, in UTF-8."""
+        """Return what `format` of this class does, in UTF-8."""
         try:
-            if self.is_direct and (parts := parts_of(record)):
+            if self.is_direct and not replaced and (parts := parts_of(record)):
                 return self.line(*parts)
         except Exception:  # an attribute of a type that the stdlib never gives it
             pass
@@ -292,8 +289,6 @@ def _add(fields: dict[str, Any], name: str, value: Any) -> None:
     fields[name] = value
 
 
-_formatting = attrgetter("format", "add_fields", "process_log_record")
-_AS_MADE = _formatting(JsonFormatter)
 _format_exception = logging.Formatter.formatException
 
 

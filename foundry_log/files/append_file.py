@@ -113,12 +113,15 @@ class AppendFile:
         if not self._regular:
             self._write_stream(line)
             return
-        length = len(line)
+        self.append_next(line)
+
+    def append_next(self, line: bytes) -> None:
+        """Do what `append` does, of an open file that is regular."""
         written = os.write(self._descriptor, line)
         end = os.lseek(self._descriptor, 0, _CURRENT)
-        if written != length:
+        if written != len(line):
             end = self._written_again(line, end - written, end)
-        start, own_end = end - length, self._own_end
+        start, own_end = end - len(line), self._own_end
         self._own_end = self.size = end
         if start != own_end:
             self.is_alone = self.is_alone and start == 0 and own_end < 0

@@ -16,6 +16,7 @@ from foundry_log.clock import timestamp
 from foundry_log.filters import RedactingFilter
 from foundry_log.handlers.direct import TakesParts, adds_fields_only, handed, takes_parts
 from foundry_log.handlers.targets import Targets
+from foundry_log.noticing import replaced
 from foundry_log.records import KEPT, Parts, detached, parts_of, whole
 
 OVERFLOWS = ("block", "drop_newest", "drop_oldest")
@@ -150,7 +151,7 @@ class BackgroundHandler(TakesParts):
 
     def takes_parts(self) -> bool:
         """Return whether the parts of a record will do, here and behind the queue."""
-        if not self.is_as_made():
+        if not self.is_direct or replaced:
             return False
         return all(map(adds_fields_only, self.filters)) and all(map(takes_parts, self.handlers))
 
@@ -406,8 +407,8 @@ def _passed_on(
     if isinstance(record, tuple):
         if record[1] < handler.level:
             return record
-        if isinstance(handler, TakesParts) and handler.takes_parts():
-            return handed(handler, record)
+        if takes_parts(handler):
+            return handed(handler, record)  # type: ignore[arg-type]
         record = whole(record)  # somebody has changed the handler since the record was queued
     if _wants(handler, record):
         handler.handle(record)

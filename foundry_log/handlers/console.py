@@ -57,11 +57,12 @@ class ConsoleHandler(TakesParts, _StreamHandler):
     def emit_parts(self, parts: Parts) -> bool:
         """Do what `emit` does with the record that has these parts; return whether it is done."""
         # A stream of somebody's own may log.
-        return bool(self.within_bounds(super().emit_parts, parts))
+        return bool(self.within_bounds(self._emit_parts, parts))
 
-    def write_parts(self, line: str | bytes, parts: Parts) -> bool:
-        """Write a line without a newline; return whether it is written."""
+    def _emit_parts(self, parts: Parts) -> bool:
+        formatter: Any = self.formatter
         try:
+            line = formatter.line(*parts)
             self.write_line(line if isinstance(line, str) else line.decode())
         except Exception:
             self.handleError(whole(parts))

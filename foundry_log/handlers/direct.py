@@ -6,7 +6,7 @@ handed these. Nobody may miss the record: before each one everybody who would ge
 looked at, and the short way is taken only where they are all known. A filter, formatter or handler
 of somebody else's, a subclass, a record factory, a method that was replaced on a logger, handler,
 formatter or filter, on their classes here or on `logging.Logger` (as tracers do): each gets an
-ordinary, complete record. Not looked for are replacements in the stdlib's other classes.
+ordinary, complete record. Not looked for are replacements on other classes of other packages.
 """
 
 from __future__ import annotations
@@ -20,12 +20,17 @@ from typing import Any, Protocol
 from foundry_log.encoding import to_plain
 from foundry_log.filters import ContextFilter
 from foundry_log.handlers.losses import CountsLosses
+from foundry_log.noticing import Noticing, replaced
 from foundry_log.records import Parts, parts_of, whole
 
+_level_names: dict[int, str] = logging._levelToName
 _SOURCE = logging.Logger.__init__.__code__.co_filename
 _ROOT = len(logging.RootLogger(0).__dict__)
-_ATTRIBUTES = {logging.RootLogger: _ROOT, logging.Logger: _ROOT + 1}  # which has its `manager`
+ATTRIBUTES = {logging.RootLogger: _ROOT, logging.Logger: _ROOT + 1}  # which has its `manager`
 """Number of attributes of a logger on which nobody has put a method, or anything else."""
+
+_KINDS: set[type] = set()
+"""The package's own classes that take parts."""
 
 
 # --- those who take parts -------------------------------------------------------------------------
@@ -44,10 +49,7 @@ class DirectFormatter(Protocol):
         """Return the line of the record that has these parts, bytes in UTF-8; no newline."""
 
 
-_handling = attrgetter("handle", "emit", "format")
-
-
-class TakesParts(CountsLosses):
+class TakesParts(CountsLosses, metaclass=Noticing):
     """A handler that writes an ordinary record without seeing one."""
 
     is_direct = False
@@ -55,16 +57,10 @@ class TakesParts(CountsLosses):
 
     default_formatter: DirectFormatter | None = None
 
-    _as_made: tuple[Any, ...] = ()
-    """The methods that a record meets, as the class was made."""
-
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        cls._as_made = _handling(cls)
-
-    def is_as_made(self) -> bool:
-        """Return whether this is a class of the package, and nobody has replaced its methods."""
-        return self.is_direct and _handling(type(self)) == self._as_made
+        if cls.__module__.startswith("foundry_log."):
+            _KINDS.add(cls)
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -91,23 +87,13 @@ class TakesParts(CountsLosses):
         formatter = self.formatter or self.default_formatter
         return (
             self.is_direct
-            and _handling(type(self)) == self._as_made
+            and not replaced
             and getattr(formatter, "is_direct", False)
             and (not self.filters or all(map(adds_fields_only, self.filters)))
         )
 
     def emit_parts(self, parts: Parts) -> bool:
-        """Do what `emit` does with the record that has these parts; return whether it is done."""
-        formatter: Any = self.formatter or self.default_formatter
-        try:
-            line = formatter.line(*parts)
-        except Exception:  # something was changed meanwhile: the long way knows what to do
-            self.emit(whole(parts))
-            return False
-        return self.write_parts(line, parts)
-
-    def write_parts(self, line: str | bytes, parts: Parts) -> bool:
-        """Write a line, in UTF-8 where it is bytes, without a newline; return whether it is done.
+        """Do what `emit` does with the record that has these parts; return whether it is done.
 
         What goes wrong is counted.
         """
@@ -116,12 +102,12 @@ class TakesParts(CountsLosses):
 
 def adds_fields_only(each: Any) -> bool:
     """Return whether all that a filter does is to put its `fields` below a record's context."""
-    return isinstance(each, ContextFilter) and each.is_direct
+    return type(each) is ContextFilter and each.is_direct
 
 
 def takes_parts(handler: logging.Handler) -> bool:
     """Return whether a handler can do without a record."""
-    return isinstance(handler, TakesParts) and handler.takes_parts()
+    return type(handler) in _KINDS and handler.takes_parts()  # type: ignore[attr-defined]
 
 
 def handed(handler: TakesParts, parts: Parts) -> Parts:
@@ -157,7 +143,7 @@ def takers(logger: Any, level: int) -> list[TakesParts]:
     """
     found: list[TakesParts] = []
     kind = type(logger)
-    attributes = _ATTRIBUTES.get(kind)
+    attributes = ATTRIBUTES.get(kind)
     if (
         attributes is None
         or len(logger.__dict__) != attributes
@@ -171,7 +157,7 @@ def takers(logger: Any, level: int) -> list[TakesParts]:
     while node is not None:
         for handler in node.handlers:
             if level >= handler.level:
-                if not (isinstance(handler, TakesParts) and handler.takes_parts()):
+                if type(handler) not in _KINDS or not handler.takes_parts():
                     return []
                 found.append(handler)
         node = node.parent if node.propagate else None
@@ -200,13 +186,17 @@ def hand_over(
     plain = to_plain(context, is_fresh=True)
     if plain is not context and takers(logger, level) != reached:
         return False
-    parts = (time.time(), level, logging.getLevelName(level), logger.name, message, plain)
+    level_name = _level_names.get(level) or logging.getLevelName(level)
+    parts = (time.time(), level, level_name, logger.name, message, plain)
     for handler in reached:
-        parts = handed(handler, parts)
+        if handler.filters:
+            parts = handed(handler, parts)
+        else:
+            handler.emit_parts(parts)
     return True
 
 
-_methods = attrgetter("_log", "isEnabledFor", "log", "makeRecord", "handle", "callHandlers")
+_methods = attrgetter("_log", "log", "isEnabledFor", "makeRecord", "handle", "callHandlers")
 
 
 def _is_stock(method: Any) -> bool:

@@ -24,6 +24,7 @@ from foundry_log.formatters import JsonFormatter
 from foundry_log.handlers.direct import TakesParts
 from foundry_log.handlers.losses import cause_of
 from foundry_log.handlers.missing import Missing, Notice
+from foundry_log.noticing import replaced
 from foundry_log.process import host_name
 from foundry_log.records import Parts, whole
 
@@ -197,10 +198,16 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
             return
         self.write(line, record)
 
-    def write_parts(self, line: str | bytes, parts: Parts) -> bool:
-        """Write a line without a newline; return whether it stands in the file."""
-        if isinstance(line, str):
-            line = line.encode("utf-8", "backslashreplace")
+    def emit_parts(self, parts: Parts) -> bool:
+        """Write the line of the record that has these parts; return whether it stands there."""
+        formatter: Any = self.formatter or self.default_formatter
+        try:
+            line = formatter.line(*parts)
+            if type(line) is str:
+                line = line.encode("utf-8", "backslashreplace")
+        except Exception:  # something was changed meanwhile: the long way knows what to do
+            self.emit(whole(parts))
+            return False
         return self.write(line + b"\n", parts)
 
     def write(self, line: bytes, record: logging.LogRecord | Parts) -> bool:
@@ -214,8 +221,9 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
             line: the bytes.
             record: what they are the line of, to be reported if they cannot be written.
         """
-        notice = self._missing.notice(self._line) if self._missing.causes else None
-        file, turn, failures = self._file, self._turn, None
+        file, turn, failures, notice = self._file, self._turn, None, None
+        if self._missing.causes:
+            notice = self._missing.notice(self._line)
         with self.lock or _NO_LOCK:
             if turn.is_taken:
                 turn.waiting.append((line, record, notice))
@@ -227,7 +235,7 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
                     and time.monotonic() - file.looked < _LOOK_EVERY_S
                     and not turn.waiting
                 ):
-                    file.append(line)
+                    file.append_next(line)
                 elif turn.waiting:  # left by a write that was interrupted
                     turn.waiting.append((line, record, notice))
                 else:
@@ -280,11 +288,14 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
         return (self.formatter or self.default_formatter).format(record)
 
     def _line(self, record: logging.LogRecord) -> bytes:
-        formatter = self.formatter or self.default_formatter
-        if self.is_as_made() and isinstance(formatter, JsonFormatter) and formatter.is_direct:
-            return formatter.encode(record) + b"\n"
-        text = self.format(record) + self.terminator
-        line = text.encode(self.encoding or "utf-8", self.errors or "backslashreplace")
+        formatter: Any = self.formatter or self.default_formatter
+        is_json = type(formatter) is JsonFormatter and formatter.is_direct
+        line: bytes
+        if is_json and self.is_direct and not replaced:
+            line = formatter.encode(record)
+        else:
+            text = self.format(record) + self.terminator
+            line = text.encode(self.encoding or "utf-8", self.errors or "backslashreplace")
         return line if line.endswith(b"\n") else line + b"\n"  # without, lines could not be told
 
     def _append(
@@ -322,7 +333,7 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
             self._file.append(notice.line)  # first: it may fail as well
             self._missing.causes -= notice.causes
         is_asked = self._asks or self._schedule is not None or "shouldRollover" in self.__dict__
-        is_calm = not (is_asked or self._fsync or self._missing.causes)
+        is_calm = self._file.is_regular and not (is_asked or self._fsync or self._missing.causes)
         self._turn.calm_below = (self.maxBytes or math.inf) if is_calm else -1.0
 
     # --- rotation ---

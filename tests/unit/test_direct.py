@@ -320,6 +320,28 @@ class TestWhoListens:
         assert set(heard) == {method}
         assert [line["message"] for line in lines(Path(handler.baseFilename))] == ["heard"]
 
+    @pytest.mark.parametrize("how", ["subclass", "on the formatter", "on the handler"])
+    def test_a_format_of_somebodys_own_makes_the_line(
+        self, handler: RotatingJsonlHandler, how: str
+    ) -> None:
+        """Of records with an exception, and without."""
+
+        class Encrypting(JsonFormatter):
+            def format(self, record: logging.LogRecord) -> str:
+                return "encrypted"
+
+        formatter: Any = Encrypting() if how == "subclass" else JsonFormatter()
+        if how == "on the formatter":
+            formatter.format = lambda record: "encrypted"
+        handler.setFormatter(formatter)
+        if how == "on the handler":
+            handler.format = lambda record: "encrypted"  # type: ignore[method-assign]
+        for exc_info in (None, (ValueError, ValueError("no"), None)):
+            record = logging.makeLogRecord({"msg": "secret", "exc_info": exc_info})
+            handler.handle(record)
+
+        assert Path(handler.baseFilename).read_text() == "encrypted\n" * 2
+
     @pytest.mark.parametrize("where", ["class", "record"])
     def test_a_message_that_is_made_otherwise(
         self, handler: RotatingJsonlHandler, monkeypatch: pytest.MonkeyPatch, where: str

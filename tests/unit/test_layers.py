@@ -24,6 +24,7 @@ LAYERS = (
         "extras",
         "running_stats",
         "files.*",
+        "noticing",
         "redaction",
         "tracebacks",
         "exception_data",

@@ -28,14 +28,14 @@ from foundry_log import (
 pytestmark = pytest.mark.unit
 
 MEASURED = {
-    "structured": (124, 41),
-    "nested": (433, 112),
-    "plain": (264, 77),
+    "structured": (115, 36),
+    "nested": (423, 105),
+    "plain": (259, 74),
     "disabled": (2, 5),
-    "exception": (461, 161),
-    "three_outputs": (399, 156),
-    "background": (104, 44),
-    "log_step": (90, 30),
+    "exception": (456, 158),
+    "three_outputs": (386, 142),
+    "background": (98, 38),
+    "log_step": (87, 31),
     "time_block": (20, 10),
 }
 """Lines run and functions called, Python's and C's, by one operation of Python 3.13; the others
