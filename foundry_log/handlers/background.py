@@ -145,7 +145,9 @@ class BackgroundHandler(TakesParts):
             if any(_wants(handler, record) for handler in self.handlers):
                 if record.args:
                     self._redact(record)
-                self._put_or_deliver(self._parts(record) or detached(record))
+                copy = self._parts(record) or detached(record)
+                if not self._put(copy):
+                    self._deliver(copy)
         except Exception:
             self.handleError(record)
 
@@ -153,28 +155,30 @@ class BackgroundHandler(TakesParts):
         """Return whether the parts of a record will do, here and behind the queue."""
         if not self.is_direct or replaced:
             return False
-        return all(map(adds_fields_only, self.filters)) and all(map(takes_parts, self.handlers))
+        if self.filters and not all(map(adds_fields_only, self.filters)):
+            return False
+        return all(map(takes_parts, self._targets.resolved()))
 
     def emit_parts(self, parts: Parts) -> bool:
-        """Queue the parts of a record."""
-        if self._is_worker():
+        """Queue the parts of a record, unless no handler wants its level."""
+        level = parts[1]
+        for handler in self._targets.resolved():
+            if level >= handler.level:
+                break
+        else:
+            return True
+        if self._worker_id == threading.get_ident() or not self._put(parts):
             self._deliver(parts)
-        elif any(parts[1] >= handler.level for handler in self.handlers):
-            self._put_or_deliver(parts)
         return True
 
     def _parts(self, record: logging.LogRecord) -> Parts | None:
         """Return what those behind the queue need of the record; None where one needs all of it."""
-        if not all(map(takes_parts, self.handlers)):
+        if not all(map(takes_parts, self._targets.resolved())):
             return None
         try:
             return parts_of(record)
         except Exception:  # an attribute of a type that the stdlib never gives it
             return None
-
-    def _put_or_deliver(self, record: logging.LogRecord | Parts) -> None:
-        if not self._put(record):
-            self._deliver(record)
 
     def _redact(self, record: logging.LogRecord) -> None:
         """Take secrets out of arguments while they still have names: detached, they are text."""
