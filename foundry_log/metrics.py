@@ -198,15 +198,16 @@ class _Index:
         self.is_whole: bool | None = None  # whether `logged` has all; None before the first entry
         self._cursor = JsonlCursor(path)
         self._read = MetricStatistics()
-        self._lock = thread_lock()  # guards the two above
+        self._lock = thread_lock()  # guards the two above, and the look before the first entry
 
     def before_entry(self, is_seen: bool) -> None:
         """Take note that an entry is to be written; whether `logged` gets to see it as it is."""
         if not is_seen:
             self.is_whole = False
-        elif self.is_whole is None:
-            self.is_whole = False  # until it is known
-            self.is_whole = self._is_nothing_there()
+            return
+        with self._lock:  # nobody writes the first entry while another one looks
+            if self.is_whole is None:
+                self.is_whole = self._is_nothing_there()
 
     def statistics(self, name: str) -> dict[str, float]:
         if self.is_whole and self._handler.is_alone():
