@@ -139,11 +139,8 @@ class StructuredLogger(_Adapter):
         if self._size and type(logger).isEnabledFor is _is_enabled_for:
             self._levels = logger._cache  # type: ignore[attr-defined]
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy is made of: the levels are the logger's, and never copied."""
-        return {name: value for name, value in self.__dict__.items() if name != "_levels"}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make this a copy, which looks at the levels of the logger itself."""
         self.__dict__.update(state)
         self.logger = state["_logger"]
 

@@ -60,6 +60,10 @@ class JsonFormatter(BaseJsonFormatter, metaclass=Noticing):
             defaults, exc_info_as_array, stack_info_as_array: as in python-json-logger.
     """
 
+    is_direct: bool
+    """Whether `line` gives what `format` does for an ordinary record: the lines are the default
+    ones, and nothing was assigned to the formatter since it was made."""
+
     def __init__(
         self,
         fmt: str | Sequence[str] | None = None,
@@ -83,26 +87,22 @@ class JsonFormatter(BaseJsonFormatter, metaclass=Noticing):
         self._shown = _STANDARD - frozenset(self.reserved_attrs) - {"message", "asctime"}
         self.is_direct = type(self) is JsonFormatter and self._writes_default_lines()
 
-    is_direct: bool
-    """Whether `line` gives what `format` does for an ordinary record: the lines are the default
-    ones, and nothing was assigned to the formatter since it was made."""
-
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
         if name != "is_direct":
             object.__setattr__(self, "is_direct", False)
 
     def _writes_default_lines(self) -> bool:
-        return self.context_key == "context" and not (
-            not self._default_layout
-            or self.caller
-            or self.json_default
-            or self.prefix
-            or self.timestamp
-            or self.rename_fields_keep_missing
-            or self._hidden
-            or self._shown
+        options = (
+            self.caller,
+            self.json_default,
+            self.prefix,
+            self.timestamp,
+            self.rename_fields_keep_missing,
+            self._hidden,
+            self._shown,
         )
+        return self._default_layout and self.context_key == "context" and not any(options)
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of `record`, without a newline."""
@@ -111,9 +111,10 @@ class JsonFormatter(BaseJsonFormatter, metaclass=Noticing):
         return self._formatted(record)
 
     def encode(self, record: logging.LogRecord) -> bytes:
-        """Return what `format` of this class does, in UTF-8."""
+        """Return in UTF-8 what `format` does while `is_direct` is true and nothing is replaced."""
         try:
-            if self.is_direct and not replaced and (parts := parts_of(record)):
+            parts = parts_of(record)
+            if parts is not None:
                 return self.line(*parts)
         except Exception:  # an attribute of a type that the stdlib never gives it
             pass

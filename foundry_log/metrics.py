@@ -159,12 +159,11 @@ class MetricsLogger:
         parts = (time.time(), INFO, "INFO", sinks.name, kind, entry)
         if type(values) is dict and "metrics" in entry:
             index.logged.add(values)
-        is_written = False
         try:
-            is_written = handler.write(entry_line(parts[0], entry) + b"\n", parts)
-        finally:
-            if not is_written:
-                index.is_whole = False
+            handler.write(entry_line(parts[0], entry) + b"\n", parts)
+        except BaseException:  # Ctrl-C: the line may stand in the file, or not
+            index.is_whole = False
+            raise
 
     def _write_record(self, message: str, entry: dict[str, Any]) -> None:
         sinks = self._sinks
@@ -210,7 +209,7 @@ class _Index:
                 self.is_whole = self._is_nothing_there()
 
     def statistics(self, name: str) -> dict[str, float]:
-        if self.is_whole and self._handler.is_alone():
+        if self.is_whole and not self._handler.losses and self._handler.is_alone():
             return self.logged.summary(name)
         with self._lock:
             self._cursor.advance(self._take)

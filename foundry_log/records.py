@@ -101,7 +101,7 @@ def parts_of(record: logging.LogRecord) -> Parts | None:
     message, level_name, name = fields["msg"], fields["levelname"], fields["name"]
     if fields["exc_info"] or fields["exc_text"] or fields["stack_info"]:
         return None
-    if EXCEPTION in fields or ENTRY in fields or KEPT in fields:
+    if EXCEPTION in fields or KEPT in fields:
         return None
     if type(message) is not str or type(level_name) is not str or type(name) is not str:
         return None

@@ -159,17 +159,16 @@ class BackgroundHandler(TakesParts):
             return False
         return all(map(takes_parts, self._targets.resolved()))
 
-    def emit_parts(self, parts: Parts) -> bool:
+    def emit_parts(self, parts: Parts) -> None:
         """Queue the parts of a record, unless no handler wants its level."""
         level = parts[1]
         for handler in self._targets.resolved():
             if level >= handler.level:
                 break
         else:
-            return True
+            return
         if self._worker_id == threading.get_ident() or not self._put(parts):
             self._deliver(parts)
-        return True
 
     def _parts(self, record: logging.LogRecord) -> Parts | None:
         """Return what those behind the queue need of the record; None where one needs all of it."""

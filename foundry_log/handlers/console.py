@@ -54,20 +54,17 @@ class ConsoleHandler(TakesParts, _StreamHandler):
         except Exception:
             self.handleError(record)
 
-    def emit_parts(self, parts: Parts) -> bool:
-        """Do what `emit` does with the record that has these parts; return whether it is done."""
-        # A stream of somebody's own may log.
-        return bool(self.within_bounds(self._emit_parts, parts))
+    def emit_parts(self, parts: Parts) -> None:
+        """Write the line of the record that has these parts; failures are counted."""
+        self.within_bounds(self._emit_parts, parts)  # a stream of somebody's own may log
 
-    def _emit_parts(self, parts: Parts) -> bool:
+    def _emit_parts(self, parts: Parts) -> None:
         formatter: Any = self.formatter
         try:
             line = formatter.line(*parts)
             self.write_line(line if isinstance(line, str) else line.decode())
         except Exception:
             self.handleError(whole(parts))
-            return False
-        return True
 
     def write_line(self, text: str) -> None:
         """Write the text and the terminator behind it, visible at once; nothing without a stream.

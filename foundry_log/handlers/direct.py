@@ -69,18 +69,19 @@ class TakesParts(CountsLosses, metaclass=Noticing):
 
     def handle(self, record: logging.LogRecord) -> Any:
         """Filter and emit the record; an ordinary one goes the short way from here."""
-        # An argument's `__str__` may log, which `super` has under control.
-        if not record.args and self.takes_parts():
-            try:
+        parts = None
+        try:
+            # An argument's `__str__` may log, which `super` has under control.
+            if not record.args and self.takes_parts():
                 for each in self.filters:  # they leave their fields to the handlers that come after
                     each.filter(record)  # type: ignore[union-attr]
                 parts = parts_of(record)
-            except Exception:  # an attribute of a type that the stdlib never gives it
-                parts = None
-            if parts is not None:
-                self.emit_parts(parts)
-                return True
-        return super().handle(record)
+        except Exception:  # an attribute of a type that the stdlib never gives it
+            pass
+        if parts is None:
+            return super().handle(record)
+        self.emit_parts(parts)
+        return True
 
     def takes_parts(self) -> bool:
         """Return whether the parts of a record will do: no filter or formatter needs more."""
@@ -92,11 +93,8 @@ class TakesParts(CountsLosses, metaclass=Noticing):
             and (not self.filters or all(map(adds_fields_only, self.filters)))
         )
 
-    def emit_parts(self, parts: Parts) -> bool:
-        """Do what `emit` does with the record that has these parts; return whether it is done.
-
-        What goes wrong is counted.
-        """
+    def emit_parts(self, parts: Parts) -> None:
+        """Do what `emit` does with the record that has these parts; failures are counted."""
         raise NotImplementedError
 
 

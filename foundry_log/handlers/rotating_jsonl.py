@@ -94,6 +94,8 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
         ValueError: a parameter is out of range.
     """
 
+    default_formatter = JsonFormatter()
+
     def __init__(
         self,
         filename: str | os.PathLike[str],
@@ -172,8 +174,6 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
         if not delay:
             self._open_file()
 
-    default_formatter = JsonFormatter()
-
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         turn = self.__dict__.get("_turn")
@@ -198,8 +198,8 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
             return
         self.write(line, record)
 
-    def emit_parts(self, parts: Parts) -> bool:
-        """Write the line of the record that has these parts; return whether it stands there."""
+    def emit_parts(self, parts: Parts) -> None:
+        """Write the line of the record that has these parts; failures are counted."""
         formatter: Any = self.formatter or self.default_formatter
         try:
             line = formatter.line(*parts)
@@ -207,11 +207,11 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
                 line = line.encode("utf-8", "backslashreplace")
         except Exception:  # something was changed meanwhile: the long way knows what to do
             self.emit(whole(parts))
-            return False
-        return self.write(line + b"\n", parts)
+            return
+        self.write(line + b"\n", parts)
 
-    def write(self, line: bytes, record: logging.LogRecord | Parts) -> bool:
-        """Write a finished line, ended by a newline; return whether it stands in the file.
+    def write(self, line: bytes, record: logging.LogRecord | Parts) -> None:
+        """Write a finished line, ended by a newline; failures are counted.
 
         For lines that need no record to be made. What logs inside of a write is a signal handler, a
         finalizer, or a `namer`: from halfway through, its line would be taken for another writer's,
@@ -227,7 +227,7 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
         with self.lock or _NO_LOCK:
             if turn.is_taken:
                 turn.waiting.append((line, record, notice))
-                return True
+                return
             try:
                 turn.is_taken = True
                 if (
@@ -246,11 +246,8 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
                 turn.is_taken = False
             if turn.waiting:
                 failures = [*(failures or ()), *self._write_waiting()]
-        if not failures:
-            return True
-        for failure in failures:
+        for failure in failures or ():
             self._report(*failure)
-        return failures[0][0] is not record
 
     def _write_waiting(self) -> list[_Failure]:
         """Write the lines that were left to this call, until nobody leaves any more."""

@@ -491,3 +491,22 @@ def test_a_parent_that_closes_frees_the_file_although_its_child_lives(file: Appe
         os.waitpid(child, 0)
         os.close(ready)
         os.close(told)
+
+
+def test_a_line_that_another_process_is_writing_is_not_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel shows a write of several pages before it is done; a blank line would follow."""
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(b'{"half":')
+
+    def other_goes_on(_: float) -> None:
+        with open(path, "ab") as other:
+            other.write(b" 1}\n")
+
+    monkeypatch.setattr("foundry_log.files.append_file.time.sleep", other_goes_on)
+    file = AppendFile(str(path))
+    file.append(LINE)
+    file.close()
+
+    assert path.read_bytes() == b'{"half": 1}\n' + LINE

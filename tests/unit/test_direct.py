@@ -357,6 +357,26 @@ class TestWhoListens:
         (line,) = lines(Path(handler.baseFilename))
         assert line["message"] == "redacted"
 
+    @pytest.mark.parametrize("args", ["none at all", "without truth"])
+    def test_a_record_of_odd_arguments_raises_nothing(
+        self, handler: RotatingJsonlHandler, args: str
+    ) -> None:
+        """As a handler may be given; it is written the long way."""
+
+        class Odd:
+            def __bool__(self) -> bool:
+                raise RuntimeError("neither")
+
+        record = logging.makeLogRecord({"msg": "hello"})
+        if args == "none at all":
+            del record.args
+        else:
+            record.args = Odd()  # type: ignore[assignment]
+        handler.handle(record)
+
+        (line,) = lines(Path(handler.baseFilename))
+        assert line["message"].startswith("hello")
+
     def test_who_begins_to_listen_while_values_are_described(
         self, logger: logging.Logger, handler: RotatingJsonlHandler
     ) -> None:

@@ -769,3 +769,28 @@ def test_a_compressed_file_is_read_by_its_own_name(path: Path) -> None:
     text = path.with_name("text.gz")
     text.write_bytes(b'{"n":4}\n')
     assert [entry["n"] for entry in read_jsonl(text)] == [4]
+
+
+def test_a_file_that_moves_on_at_each_look_is_met_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is rotated and compressed faster than a reader looks: known again by its first bytes."""
+    path.write_bytes(lines(0))
+    written = 1
+
+    def rotates_first(live: str) -> list[str]:
+        nonlocal written
+        os.rename(path, stamped(path, written))
+        compress(stamped(path, written))
+        path.write_bytes(lines(written))
+        written += 1
+        return rotated_files(live)
+
+    cursor, gone_on = JsonlCursor(path), []
+    monkeypatch.setattr("foundry_log.files.history.rotated_files", rotates_first)
+    for _ in range(3):
+        seen = numbers(read_jsonl(path))
+        assert seen == list(range(len(seen)))
+        gone_on += advanced(cursor)
+        assert gone_on == list(range(len(gone_on)))
+    assert len(gone_on) > 3
