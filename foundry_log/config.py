@@ -26,6 +26,7 @@ from pydantic import (
 
 from foundry_log.dict_config import dict_config
 from foundry_log.files.filenames import check_name
+from foundry_log.process import RankFiles
 from foundry_log.redaction import Redactor
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -110,7 +111,15 @@ class LoggingConfig(Section):
     use_structured_logging: bool = True
     """Write JSON Lines beside the log for people, and give StructuredLogger's text as JSON."""
     log_to_wandb: bool = True
-    """Send metrics to Weights & Biases where it is installed."""
+    """Send what the Trainer logs to Weights & Biases; where it is not installed, say so once."""
+    wandb_project: str | None = None
+    """Project of the W&B run; None for W&B's own default."""
+    wandb_mode: Literal["online", "offline", "disabled"] | None = None
+    """None for online where there is a login, otherwise offline; nobody is asked for one."""
+    log_to_tensorboard: bool = False
+    """Write TensorBoard's event files, below the run's directory."""
+    log_checkpoints: Literal["reference", "upload", "none"] = "reference"
+    """What W&B gets of a checkpoint: where it is, its files, or nothing."""
     max_log_files: Count = 10
     """Rotated log files that are kept; metrics and errors are kept for ever."""
     max_log_size_mb: Count = 100
@@ -125,6 +134,9 @@ class LoggingConfig(Section):
     one_file_per_process: bool | None = None
     """Give each process log files of its own, `run@<host>-<pid>.jsonl`; None where the file system
     cannot be appended to by several (NFS, Lustre, SMB, FUSE)."""
+    rank_files: RankFiles = "each"
+    """Under torchrun or srun: `each` rank has a file set of its own, `run@rank1.jsonl`, or the
+    `first`, rank 0, writes alone, under plain names. Any rank's errors are written either way."""
     background_writing: bool = False
     """Write on a thread of its own; a crash then loses what is queued."""
     background_queue_size: Count = 10_000
@@ -141,8 +153,19 @@ class LoggingConfig(Section):
     """Steps from one line of metrics to the next."""
     log_detailed_metrics_every_n_steps: Count = 100
     """Steps from one line with the norms of each parameter to the next."""
+    reduce_metrics: bool = False
+    """Of several ranks: one line for all of them, with means of losses and norms and sums of rates,
+    in place of a line of each."""
+    spike_z: Positive | None = 8.0
+    """Robust z-score above which a loss or gradient norm is reported as a spike; None for never."""
+    report_hang_after_s: Positive | None = 600.0
+    """Seconds without a step after which the stacks of all threads go to the errors; None for
+    never."""
+    system_metrics_interval_s: Positive | None = 15.0
+    """Seconds from one line of CPU, memory, disk, network and GPU to the next; None for none."""
     profile_performance: bool = False
-    """Time the parts of each step: data, forward, backward, optimizer."""
+    """Time the parts of each step (data, forward, backward, optimizer, the logging itself), and log
+    the model's FLOP/s."""
     log_memory_every_n_steps: Count = 100
     """Steps from one record of memory use to the next."""
     max_errors_to_track: Count = 1000
@@ -245,8 +268,18 @@ class TrainingConfig(Section):
     """Batches of one evaluation."""
     checkpoint_every_n_steps: Count = 500
     """Steps from one checkpoint to the next; the last step always has one."""
+    keep_last_checkpoints: Count | None = None
+    """Checkpoints that are kept, the latest; None keeps all."""
+    keep_best_checkpoint: bool = False
+    """Also keep the one with the lowest evaluation loss; each checkpoint is evaluated then."""
     device: str | None = None
     """Such as `cpu` or `cuda:0`; None for a GPU where there is one."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of matrix products; weights stay in float32. `auto` is bfloat16 on a GPU that has it, float16
+    on an older one, float32 elsewhere."""
+    peak_flops: Positive | None = None
+    """Floating-point operations a second that the device does at best, of which `mfu` is a part;
+    None for what is known of the GPU."""
 
     @model_validator(mode="after")
     def _ends(self) -> TrainingConfig:
@@ -267,3 +300,12 @@ class ExperimentConfig(Section):
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     random_seed: Annotated[int, Field(ge=0)] = 42
     """Of initial weights and of the order of the examples."""
+
+    @model_validator(mode="after")
+    def _can_tell_the_best(self) -> ExperimentConfig:
+        if self.training.keep_best_checkpoint and self.data.eval_fraction == 0:
+            raise ValueError(
+                "training.keep_best_checkpoint=True needs an evaluation, and data.eval_fraction=0 "
+                "keeps no text for it; use a fraction such as 0.05"
+            )
+        return self

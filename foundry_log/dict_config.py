@@ -9,9 +9,12 @@ import os
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from foundry_log.process import RankFiles, file_rank, rank, rank_label
+
 LOG_NAME = "run.log"
 JSONL_NAME = "run.jsonl"
 MEBIBYTE = 1024 * 1024
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 class LoggingSettings(Protocol):
@@ -25,6 +28,7 @@ class LoggingSettings(Protocol):
     compress_rotated_logs: bool
     after_rotation: str | None
     one_file_per_process: bool | None
+    rank_files: RankFiles
     file_permissions: int
     background_writing: bool
     background_queue_size: int
@@ -41,15 +45,15 @@ def dict_config(
     console: bool,
 ) -> dict[str, Any]:
     """Return the dict; see `LoggingConfig.to_dict_config`."""
-    handlers = {"log": _file_handler(settings, os.path.join(directory, LOG_NAME), "plain")}
-    if settings.use_structured_logging:
-        handlers["jsonl"] = _file_handler(settings, os.path.join(directory, JSONL_NAME), "json")
+    handlers = _file_handlers(settings, directory) if _writes_files(settings) else {}
     if console:
         handlers["console"] = {
             "class": "foundry_log.ConsoleHandler",
-            "level": settings.console_level,
+            "level": _console_level(settings),
             "formatter": "console",
         }
+    if not handlers:  # without any, the stdlib's last resort would speak up
+        handlers["nowhere"] = {"class": "logging.NullHandler"}
     filters: dict[str, Any] = {
         "context": {"()": "foundry_log.ContextFilter", "fields": dict(context)}
     }
@@ -75,13 +79,26 @@ def dict_config(
         "disable_existing_loggers": False,
         "filters": filters,
         "formatters": {
-            "console": {"()": "foundry_log.ConsoleFormatter"},
+            "console": {"()": "foundry_log.ConsoleFormatter", **_prefix()},
             "plain": {"()": "foundry_log.PlainFormatter"},
             "json": {"()": "foundry_log.JsonFormatter"},
         },
         "handlers": handlers,
         "root": {"level": _lowest(settings, console), "handlers": attached},
     }
+
+
+def _writes_files(settings: LoggingSettings) -> bool:
+    return settings.rank_files == "each" or rank() in (None, 0)
+
+
+def _file_handlers(
+    settings: LoggingSettings, directory: str | os.PathLike[str]
+) -> dict[str, dict[str, Any]]:
+    handlers = {"log": _file_handler(settings, os.path.join(directory, LOG_NAME), "plain")}
+    if settings.use_structured_logging:
+        handlers["jsonl"] = _file_handler(settings, os.path.join(directory, JSONL_NAME), "json")
+    return handlers
 
 
 def _file_handler(settings: LoggingSettings, path: str, formatter: str) -> dict[str, Any]:
@@ -96,12 +113,24 @@ def _file_handler(settings: LoggingSettings, path: str, formatter: str) -> dict[
         "compress": settings.compress_rotated_logs,
         "after_rotation": settings.after_rotation,
         "per_process": settings.one_file_per_process,
+        "per_rank": file_rank(settings.rank_files) is not None,
         "permissions": settings.file_permissions,
         "delay": True,  # a directory that cannot be written costs a report, not the program's start
     }
 
 
+def _console_level(settings: LoggingSettings) -> str:
+    """Return the configured level; of other ranks than the first, warnings are what one reads."""
+    configured = str(settings.console_level)
+    return configured if rank() in (None, 0) else max(configured, "WARNING", key=_LEVELS.index)
+
+
+def _prefix() -> dict[str, str]:
+    label = rank_label()
+    return {"prefix": f"[{label}] "} if label else {}
+
+
 def _lowest(settings: LoggingSettings, console: bool) -> str:
-    levels = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-    used = [settings.file_level, *([settings.console_level] if console else [])]
-    return str(min(used, key=levels.index))
+    used = [str(settings.file_level)] if _writes_files(settings) else []
+    used += [_console_level(settings)] if console else []
+    return min(used or ["CRITICAL"], key=_LEVELS.index)

@@ -16,9 +16,11 @@ from foundry_log.context import bound_fields
 from foundry_log.decorating import Function, run_inside
 from foundry_log.encoding import exception_text, to_plain
 from foundry_log.exception_data import exc_info_of, traceback_text
+from foundry_log.files.filenames import ranked
 from foundry_log.files.locks import thread_lock
 from foundry_log.handlers.owned import owned_handler
 from foundry_log.jsonl import tail_jsonl
+from foundry_log.process import RankFiles, file_rank, rank
 from foundry_log.records import ENTRY, checked_logger, entry_record
 
 
@@ -27,18 +29,21 @@ class ErrorTracker:
 
     A line stands in the file when the call returns, whatever the levels of loggers are. The file
     rotates at 100 MiB and is never pruned. Where the logger's records are redacted, so are the
-    entries. Thread-safe; several processes may share the file. Calls
-    never raise; what could not be written is counted in `losses` and reported once per cause.
+    entries. Thread-safe; several processes may share the file. Under a launcher such as torchrun
+    each rank writes a file of its own, `errors@rank1.jsonl`, with its rank in each line; readers of
+    `errors.jsonl` find them all. Calls never raise; what could not be written is counted in
+    `losses` and reported once per cause.
 
     Args:
         logger: a logger or a StructuredLogger.
         output_dir: of the file; made if it is missing.
         max_errors: entries kept in memory; the file and the counts have all.
         file_permissions, one_file_per_process: as of `LoggingConfig`.
+        rank_files: `each`, or `first`, where rank 0 keeps the plain name.
 
     Raises:
         TypeError: `logger` is none.
-        ValueError: `max_errors` is below 1.
+        ValueError: `max_errors` is below 1, or `rank_files` is unknown.
     """
 
     def __init__(
@@ -49,14 +54,18 @@ class ErrorTracker:
         *,
         file_permissions: int = 0o640,
         one_file_per_process: bool | None = None,
+        rank_files: RankFiles = "each",
     ) -> None:
         checked_logger(logger)
         if max_errors < 1:
             raise ValueError(f"max_errors={max_errors} must be 1 or more")
         self.logger = logger
         self.output_dir = Path(output_dir)
-        self.errors_file = self.output_dir / "errors.jsonl"
-        self._path = Path(os.path.abspath(self.errors_file))  # the process may change directory
+        everybodys = self.output_dir / "errors.jsonl"
+        self.errors_file = ranked(everybodys, file_rank(rank_files))
+        self._path = Path(os.path.abspath(everybodys))  # the process may change directory
+        number = rank()
+        self._rank = {} if number is None else {"rank": number}
         self._handler = owned_handler(
             self.errors_file, 100, logger, file_permissions, one_file_per_process
         )
@@ -71,6 +80,8 @@ class ErrorTracker:
 
     def log_error(self, error: BaseException, context: Mapping[str, Any] | None = None) -> None:
         """Write `{"timestamp", "error_type", "error_message", "traceback", "context"}`.
+
+        Under a launcher `"rank"` follows.
 
         The traceback is that of `error`, also outside of its `except` block, with its causes and
         groups.
@@ -116,8 +127,9 @@ class ErrorTracker:
     def get_recent_errors(self, n: int = 10) -> list[dict[str, Any]]:
         """Return the last `n` entries, newest first.
 
-        From the end of the file, which has those of other and earlier processes too; from memory
-        where the file is not the whole truth: lines were lost, or it has been removed.
+        From the end of the file, which has those of other and earlier processes too, and from the
+        files of other ranks; from memory where the file is not the whole truth: lines were lost, or
+        it has been removed.
         """
         with self._lock:
             recent = copy.deepcopy(list(self._recent)[::-1][: max(n, 0)])
@@ -140,6 +152,7 @@ class ErrorTracker:
             "error_message": message,
             "traceback": traceback_text(error),
             "context": _plain_context(context),
+            **self._rank,
         }
         record = entry_record(self.logger.name, logging.ERROR, f"{kind}: {message}", entry)
         self._handler.handle(record)

@@ -38,9 +38,10 @@ class JsonlReader:
     long, and the rest of a damaged compressed file. NULs before an object, the hole that a
     truncation leaves, are no part of it. No file at all is an empty history.
 
-    Files that single processes have to themselves (`run@host-pid.jsonl`) belong to the history of
-    `run.jsonl`. Where there are several such histories they are merged by the text of the field
-    `timestamp`; an entry without one keeps its place in its own file.
+    Files that single ranks (`run@rank1.jsonl`) or processes (`run@host-pid.jsonl`) have to
+    themselves belong to the history of `run.jsonl`. Where there are several such histories they
+    are merged by the text of the field `timestamp`; an entry without one keeps its place in its
+    own file.
 
     In memory is one line at a time, of each history. Open are the live file, the numbered ones,
     since their names shift, and one with a stamp, of each history. Iterate as often as you like,

@@ -10,7 +10,8 @@ import os
 import socket
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 GIT_NOT_FOUND = "git_not_found"
 
@@ -68,16 +69,84 @@ def host_name() -> str:
 
 
 def rank_fields() -> dict[str, Any]:
-    """Return `rank`, `local_rank`, `world_size` and `host` under a distributed launcher, else `{}`.
+    """Return `rank`, `local_rank`, `world_size`, `node` and `host` under a launcher, else `{}`.
 
-    Source: the environment variables that `torchrun` sets (RANK, LOCAL_RANK, WORLD_SIZE).
+    Source: the environment variables of `torchrun` (RANK, LOCAL_RANK, WORLD_SIZE, GROUP_RANK);
+    where it has set no rank, those of a SLURM job step of several tasks (SLURM_PROCID,
+    SLURM_LOCALID, SLURM_NTASKS, SLURM_NODEID). What a launcher does not tell is left out.
     """
-    fields: dict[str, Any] = {}
-    for name in ("rank", "local_rank", "world_size"):
-        text = os.environ.get(name.upper(), "")
-        if text.isdecimal():
-            fields[name] = int(text)
-    return {**fields, "host": host_name()} if "rank" in fields else {}
+    fields = _launched()
+    return {**fields, "host": host_name()} if fields else {}
+
+
+def rank() -> int | None:
+    """Return this process's rank, from 0, where a launcher has started several; None elsewhere.
+
+    Reads the environment alone, in a few µs.
+    """
+    fields = _launched()
+    return fields["rank"] if fields.get("world_size", 1) > 1 else None
+
+
+def file_rank(rank_files: RankFiles) -> int | None:
+    """Return the rank that this process's files carry in their names; None for plain names.
+
+    Raises:
+        ValueError: `rank_files` is neither `each` nor `first`.
+    """
+    if rank_files not in ("each", "first"):
+        raise ValueError(f"rank_files={rank_files!r} is unknown; use 'each' or 'first'")
+    number = rank()
+    return None if number == 0 and rank_files == "first" else number
+
+
+def rank_label() -> str:
+    """Return `rank 1`, or with several nodes `node 0 rank 1`; empty where `rank` is None."""
+    number = rank()
+    if number is None:
+        return ""
+    node = _launched().get("node")
+    several = any(_number(name) > 1 for name in ("GROUP_WORLD_SIZE", "SLURM_STEP_NUM_NODES"))
+    return f"node {node} rank {number}" if several and node is not None else f"rank {number}"
+
+
+RankFiles = Literal["each", "first"]
+"""Which ranks write files: `each` a set of its own, or the `first` alone."""
+
+_TORCHRUN = {
+    "rank": "RANK",
+    "local_rank": "LOCAL_RANK",
+    "world_size": "WORLD_SIZE",
+    "node": "GROUP_RANK",
+}
+_SLURM = {
+    "rank": "SLURM_PROCID",
+    "local_rank": "SLURM_LOCALID",
+    "world_size": "SLURM_NTASKS",
+    "node": "SLURM_NODEID",
+}
+
+
+def _launched() -> dict[str, int]:
+    """Return what the launcher tells, empty where it tells no rank.
+
+    A script of sbatch has variables of a task too, but it is no step's.
+    """
+    fields = _numbers(_TORCHRUN)
+    if "rank" not in fields and "SLURM_STEP_ID" in os.environ and _number("SLURM_NTASKS") > 1:
+        fields = _numbers(_SLURM)
+    return fields if "rank" in fields else {}
+
+
+def _numbers(variables: Mapping[str, str]) -> dict[str, int]:
+    numbers = {field: _number(name) for field, name in variables.items()}
+    return {field: number for field, number in numbers.items() if number >= 0}
+
+
+def _number(variable: str) -> int:
+    """Return an environment variable's number, -1 where there is none."""
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else -1
 
 
 def base_context(experiment: str, device: str | None = None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from foundry_log.config import ExperimentConfig, LoggingConfig
 from foundry_log.handlers.background import BackgroundHandler, finish_queues
 from foundry_log.handlers.console import ConsoleHandler
 from foundry_log.plain_loggers import FastLoggers
-from foundry_log.process import base_context, rank_fields
+from foundry_log.process import base_context, rank, rank_fields
 from foundry_log.redaction import Redactor
 from foundry_log.run_directory import RunDirectory, write_run_info
 from foundry_log.signals import DEFAULT_SIGNALS, SignalWatch, is_possible, watched_signals
@@ -150,6 +150,10 @@ def configure(
     Files that cannot be written do not stop the program: the console goes on, and each cause is
     reported once.
 
+    Under a launcher such as torchrun each rank writes files of its own, `run@rank1.jsonl`, which
+    readers of `run.jsonl` merge; see `LoggingConfig.rank_files`. On the console rank 0 shows what
+    is configured and the others warnings and above, each record with its rank before it.
+
     Args:
         config: None for the defaults. An ExperimentConfig gives every record the experiment, git
             hash and device.
@@ -190,7 +194,8 @@ def configure(
             session._handle(DEFAULT_SIGNALS if handle_signals is True else handle_signals)
         if fast_loggers:
             session._fast = FastLoggers()
-        _describe(run, config or settings)
+        if rank() in (None, 0):  # it describes the run, whose other ranks are the same
+            _describe(run, config or settings)
     except BaseException:
         session.close()
         raise

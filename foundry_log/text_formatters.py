@@ -22,6 +22,7 @@ BASE_FIELDS = (
     "rank",
     "local_rank",
     "world_size",
+    "node",
     "host",
 )
 """Context that is the same in every record of a run, which people need not read on each line."""
@@ -58,6 +59,7 @@ class ConsoleFormatter(logging.Formatter):
         colors: True, False, or None for: where `stream` is a terminal and NO_COLOR is not set.
         stream: whose terminal counts; None for standard error.
         hide: context that is not shown, by default what is the same on every line of a run.
+        prefix: put before each record, such as `[rank 1] ` with its blank.
     """
 
     _is_untouched: bool
@@ -73,12 +75,14 @@ class ConsoleFormatter(logging.Formatter):
         colors: bool | None = None,
         stream: TextIO | None = None,
         hide: Collection[str] = BASE_FIELDS,
+        prefix: str = "",
     ) -> None:
         super().__init__(fmt, datefmt, style, validate)
         self._own_layout = fmt is None
         self._colors = colors
         self._stream = stream
         self._hide = frozenset(hide)
+        self._prefix = _safe(prefix)
         is_ours = type(self) in (ConsoleFormatter, PlainFormatter)
         self.__dict__["_is_untouched"] = is_ours and fmt is None and bool(datefmt)
 
@@ -145,7 +149,8 @@ class ConsoleFormatter(logging.Formatter):
             record.message = _safe_lines(message)
             if self.usesTime():
                 record.asctime = self.formatTime(record, self.datefmt)
-            line = self._filled_in(record) + self._tail(context, self._is_colored())
+            tail = self._tail(context, self._is_colored())
+            line = f"{self._prefix}{self._filled_in(record)}{tail}"
         if behind or record.exc_info or record.exc_text or record.stack_info:
             line += self._details(record, behind)
         return line
@@ -173,7 +178,8 @@ class ConsoleFormatter(logging.Formatter):
         level_name = level_name.ljust(8)
         if colored:
             level_name = f"{_color_of(level)}{level_name}{_RESET}"
-        return f"{time_text} {level_name} {name}: {message}{self._tail(context, colored)}"
+        tail = self._tail(context, colored)
+        return f"{self._prefix}{time_text} {level_name} {name}: {message}{tail}"
 
     def _tail(self, context: dict[str, Any], colored: bool) -> str:
         starts = self._memory.starts

@@ -6,7 +6,9 @@ run.20261121T062311123456Z.jsonl     stamped in UTC with microseconds: a name ne
 run.20261121T062311123456Z.jsonl.gz  the same file, compressed
 .run.jsonl.lock                      held while one process rotates
 .run.20261121T062311123456Z.jsonl.todo   that rotated file is to be compressed, or told to a hook
+run@rank1.jsonl                      one rank's own, in a distributed run
 run@node7-4711.jsonl                 one process's own, where several cannot share a file
+run@rank1@node7-4711.jsonl           the same of a rank's process
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import datetime
 import os
 import re
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 _COMPRESSED = ".gz"
 _MARKER = ".todo"
@@ -22,7 +26,7 @@ _UTC = datetime.timezone.utc
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=_UTC)
 _STAMP = re.compile(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)(\d{6})Z", re.ASCII)
 _NUMBER = re.compile(r"[1-9]\d{0,5}", re.ASCII)  # eight digits would be somebody's date
-_OF_PROCESS = re.compile(r"@(?P<host>[^@]+)-\d+", re.ASCII)
+_OWN = re.compile(r"(?:@rank(?:0|[1-9]\d*))?(?:@(?P<host>[^@]+)-\d+)?", re.ASCII)
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f/\\:]")
 
 
@@ -77,6 +81,17 @@ def marked_files(path: str) -> list[str]:
     return [os.path.join(folder, name) for name in ours]
 
 
+def ranked(path: Path, rank: int | None) -> Path:
+    """Return the live file that one rank of a distributed run has to itself, beside `path`.
+
+    Args:
+        path: of the file that all ranks' files stand in for.
+        rank: from 0; None, where there is one process, leaves `path` as it is.
+    """
+    stem, suffix = os.path.splitext(path)
+    return path if rank is None else Path(f"{stem}@rank{rank}{suffix}")
+
+
 def process_name(path: str, host: str, pid: int) -> str:
     """Return the name of the live file that one process of one host has to itself."""
     stem, suffix = os.path.splitext(path)
@@ -84,23 +99,23 @@ def process_name(path: str, host: str, pid: int) -> str:
 
 
 def process_files(path: str, host: str | None = None) -> list[str]:
-    """Return the live files of single processes that stand in for `path`, by name.
+    """Return the live files of single ranks and processes that stand in for `path`, by name.
 
     One that has only rotated files is among them.
 
     Args:
-        path: that they stand in for.
-        host: whose processes, as `host_part` writes it; None for all.
+        path: that they stand in for; of a rank's file, those of its processes.
+        host: whose processes, as `host_part` writes it; None for all, and for the ranks' own.
     """
     folder, live = os.path.split(path)
     stem, suffix = os.path.splitext(live)
     found = set()
     for name in _names(folder):
-        own = _OF_PROCESS.match(name, len(stem)) if name.startswith(stem + "@") else None
-        if own is not None and host in (None, own["host"]):
-            candidate = name[: own.end()] + suffix
-            if name == candidate or _is_rotated(name, candidate):
-                found.add(candidate)
+        if name.startswith(stem + "@"):
+            for candidate in _live_names(name, suffix):
+                own = _OWN.fullmatch(candidate, len(stem), len(candidate) - len(suffix))
+                if own is not None and host in (None, own["host"]):
+                    found.add(candidate)
     return [os.path.join(folder, name) for name in sorted(found)]
 
 
@@ -153,6 +168,18 @@ def _names(folder: str) -> set[str]:
         return set(os.listdir(folder or "."))
     except (FileNotFoundError, NotADirectoryError):
         return set()  # a directory that may not be listed is an error of its own
+
+
+def _live_names(name: str, suffix: str) -> Iterator[str]:
+    """Yield the names ending in `suffix` of live files that `name` may be, or be a rotated one of.
+
+    They may well be no names of ours.
+    """
+    stem = name.removesuffix(_COMPRESSED).removesuffix(suffix)
+    numbered = name.rpartition(".")[0]
+    for live in (name, numbered, stem.rpartition(".")[0] + suffix):
+        if live.endswith(suffix) and (name == live or _is_rotated(name, live)):
+            yield live
 
 
 def _is_rotated(name: str, live: str) -> bool:

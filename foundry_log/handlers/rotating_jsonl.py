@@ -13,6 +13,7 @@ import pkgutil
 import time
 import weakref
 from collections import Counter, deque
+from pathlib import Path
 from typing import Any
 
 from foundry_log.files import filenames, locks
@@ -25,7 +26,7 @@ from foundry_log.handlers.direct import TakesParts
 from foundry_log.handlers.losses import cause_of
 from foundry_log.handlers.missing import Missing, Notice
 from foundry_log.noticing import replaced
-from foundry_log.process import host_name
+from foundry_log.process import host_name, rank
 from foundry_log.records import Parts, whole
 
 _LOOK_EVERY_S = 1.0
@@ -52,7 +53,7 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
 
     Where appends are not atomic (NFS, Lustre, SMB, FUSE and their like) each process writes a file
     of its own, `run@<host>-<pid>.jsonl`, and a warning says so once; readers of `run.jsonl` find
-    them.
+    them, and those of single ranks.
 
     A `rotator` that copies or compresses, instead of renaming, is for one process: another one may
     still write to the file that it reads. Readers and retention know files by their names, so a
@@ -86,6 +87,8 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
             process.
         per_process: give this process a file of its own; None does where the file system asks for
             it, False nowhere: where you know that one process writes.
+        per_rank: put the rank into the file's name, `run@rank1.jsonl`, where a launcher such as
+            torchrun has started several processes; readers of `run.jsonl` find the ranks' files.
         permissions: of new files, before the umask.
         fsync: wait for the device after each record, so that it survives a loss of power too.
 
@@ -114,10 +117,13 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
         compress: bool = False,
         after_rotation: Hook | str | None = None,
         per_process: bool | None = None,
+        per_rank: bool = False,
         permissions: int = 0o640,
         fsync: bool = False,
     ) -> None:
         _check_numbers(mode, maxBytes, backupCount, max_age_days)
+        if per_rank:
+            filename = filenames.ranked(Path(filename), rank())
         if permissions & 0o600 != 0o600:
             raise ValueError(
                 f"permissions={permissions:#o} keep the owner from reading or writing; use 0o640"

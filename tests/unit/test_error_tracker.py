@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from foundry_log import ErrorTracker, ExperimentConfig, StructuredLogger, bound
+from foundry_log import ErrorTracker, ExperimentConfig, StructuredLogger, bound, read_jsonl
 
 pytestmark = pytest.mark.unit
 
@@ -600,3 +600,69 @@ def test_scopes_are_below_the_errors_own_context(error_tracker: ErrorTracker) ->
         error_tracker.log_error(ValueError("v"), {"step": 2})
 
     assert error_tracker.get_recent_errors(1)[0]["context"] == {"run_id": "r7", "step": 2}
+
+
+class TestRanks:
+    """Under a launcher each rank has a file."""
+
+    @pytest.fixture(autouse=True)
+    def _launched(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RANK", "3")
+        monkeypatch.setenv("WORLD_SIZE", "4")
+
+    @pytest.mark.parametrize("rank_files", ["each", "first"])
+    def test_an_error_of_any_rank_is_written(self, tmp_path: Path, rank_files: Any) -> None:
+        """
+        GIVEN: Rank 3 of a run, also of one where rank 0 alone writes files
+        WHEN: Logging an error
+        THEN: Its own file has the line, with the rank behind the context.
+        """
+        tracker = ErrorTracker(logging.getLogger("test"), tmp_path, rank_files=rank_files)
+        tracker.log_error(ValueError("v"), {"step": 2})
+        tracker.close()
+
+        assert tracker.errors_file == tmp_path / "errors@rank3.jsonl"
+        (entry,) = lines(tracker.errors_file)
+        assert list(entry)[-2:] == ["context", "rank"]
+        assert (entry["context"], entry["rank"]) == ({"step": 2}, 3)
+
+    @pytest.mark.parametrize(
+        ("rank_files", "name"), [("each", "errors@rank0.jsonl"), ("first", "errors.jsonl")]
+    )
+    def test_the_first_rank_keeps_the_name_where_it_writes_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank_files: Any, name: str
+    ) -> None:
+        """
+        GIVEN: Rank 0
+        WHEN: Making a tracker
+        THEN: The sets of files are alike, or its is the plain one.
+        """
+        monkeypatch.setenv("RANK", "0")
+        tracker = ErrorTracker(logging.getLogger("test"), tmp_path, rank_files=rank_files)
+        assert tracker.errors_file == tmp_path / name
+
+    def test_the_latest_are_those_of_all_ranks(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """
+        GIVEN: Errors of two ranks
+        WHEN: Either asks for the latest, or somebody reads errors.jsonl
+        THEN: They get both, in order of time.
+        """
+        for rank in (3, 1):
+            monkeypatch.setenv("RANK", str(rank))
+            tracker = ErrorTracker(logging.getLogger("test"), tmp_path)
+            tracker.log_error(ValueError("v"))
+            tracker.close()
+
+        assert [entry["rank"] for entry in tracker.get_recent_errors()] == [1, 3]
+        assert [entry["rank"] for entry in read_jsonl(tmp_path / "errors.jsonl")] == [3, 1]
+
+    def test_an_unknown_choice_is_refused(self, tmp_path: Path) -> None:
+        """
+        GIVEN: A wrong word
+        WHEN: Making a tracker
+        THEN: The right ones are named.
+        """
+        with pytest.raises(ValueError, match="use 'each' or 'first'"):
+            ErrorTracker(logging.getLogger("test"), tmp_path, rank_files="all")  # type: ignore[arg-type]

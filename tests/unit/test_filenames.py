@@ -238,6 +238,86 @@ def test_the_files_of_single_processes_are_found(tmp_path: Path) -> None:
     assert filenames.rotated_files(path) == []
 
 
+def test_the_files_of_ranks_are_found(tmp_path: Path) -> None:
+    """Live, rotated or compressed, and those of their processes, which are of both families."""
+    path = tmp_path / "run.jsonl"
+    first, second = (filenames.ranked(path, number) for number in (0, 1))
+    own = filenames.process_name(str(second), "node-1.example", 12)
+    first.touch()
+    Path(filenames.compressed_name(filenames.stamped_name(str(second), 5.0))).touch()
+    Path(filenames.numbered_name(own, 3)).touch()
+    touched(tmp_path, "run@rank01.jsonl", "run@rank.jsonl", "run@rank1.log", "run@rank-1@x.jsonl")
+    touched(tmp_path, "run@rank1@.jsonl", "run@rank1@n-1@n-1.jsonl", "rerun@rank1.jsonl")
+    assert filenames.process_files(str(path)) == [str(first), str(second), own]
+    assert filenames.process_files(str(second)) == [own]
+    assert filenames.process_files(str(first)) == []
+    assert second.name == "run@rank1.jsonl"
+    assert os.path.basename(own) == "run@rank1@node-1.example-12.jsonl"
+
+
+def test_a_host_may_be_called_like_a_rank(tmp_path: Path) -> None:
+    """A process has a number behind its host."""
+    path = str(tmp_path / "run.jsonl")
+    own = filenames.process_name(path, "rank1", 12)
+    touched(tmp_path, os.path.basename(own))
+    assert filenames.process_files(path) == filenames.process_files(path, "rank1") == [own]
+    assert filenames.process_files(str(tmp_path / "run@rank1.jsonl")) == []
+
+
+def test_the_files_of_a_host_are_its_processes_own(tmp_path: Path) -> None:
+    """A rank's file may be another host's: who finishes what a process left passes it by."""
+    path = tmp_path / "run.jsonl"
+    own = filenames.process_name(str(filenames.ranked(path, 1)), "node", 12)
+    touched(tmp_path, "run@rank1.jsonl", os.path.basename(own))
+    assert filenames.process_files(str(path), "node") == [own]
+
+
+def test_without_a_rank_the_name_stays() -> None:
+    """One process alone has no use for it."""
+    assert filenames.ranked(Path("logs/run.jsonl"), None) == Path("logs/run.jsonl")
+    assert filenames.ranked(Path("a.b/run"), 12) == Path("a.b/run@rank12")
+
+
+@given(
+    live=NAMES,
+    rank=st.none() | st.integers(0, 10**6),
+    host=st.none() | st.from_regex(r"[A-Za-z0-9-]{1,12}", fullmatch=True),
+    pid=st.integers(1, 4_194_304),
+    rotation=st.sampled_from(["live", "numbered", "stamped", "compressed"]),
+    seconds=SECONDS,
+)
+def test_every_name_of_a_rank_or_process_is_found_again(
+    live: str, rank: int | None, host: str | None, pid: int, rotation: str, seconds: float
+) -> None:
+    """Whatever the live file is called, by its family and by its rank's, as the same file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, live)
+        of_rank = str(filenames.ranked(Path(path), rank))
+        own = of_rank if host is None else filenames.process_name(of_rank, host, pid)
+        stamped = filenames.stamped_name(own, seconds)
+        name = {
+            "live": own,
+            "numbered": filenames.numbered_name(own, 7),
+            "stamped": stamped,
+            "compressed": filenames.compressed_name(stamped),
+        }[rotation]
+        Path(name).touch()
+        assert filenames.process_files(path) == ([] if own == path else [own])
+        assert filenames.process_files(of_rank) == ([] if own == of_rank else [own])
+        assert filenames.rotated_files(own) == ([] if name == own else [name])
+
+
+@given(live=NAMES, other=st.from_regex(r"@?[a-z0-9@.TZ-]{0,24}", fullmatch=True))
+def test_what_is_found_is_a_name_of_a_rank_or_process(live: str, other: str) -> None:
+    """And the file that was there is the one, or a rotated one of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        stem, suffix = os.path.splitext(live)
+        Path(folder, stem + other + suffix).touch()
+        for path in filenames.process_files(os.path.join(folder, live)):
+            assert os.path.basename(path).startswith(stem + "@")
+            assert os.path.exists(path) or filenames.rotated_files(path)
+
+
 def test_a_host_cannot_leave_the_directory() -> None:
     """Nor break the grammar."""
     assert filenames.process_name("/a/run.jsonl", "../x@y", 1) == "/a/run@..-x-y-1.jsonl"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from foundry_log import ExperimentConfig, LoggingConfig
+from foundry_log import ExperimentConfig, LoggingConfig, configure
 from foundry_log.config import ModelConfig, TrainingConfig
 
 pytestmark = pytest.mark.unit
@@ -25,12 +28,17 @@ class TestLoggingConfigDefaults:
             "file_level": "DEBUG",
             "use_structured_logging": True,
             "log_to_wandb": True,
+            "wandb_project": None,
+            "wandb_mode": None,
+            "log_to_tensorboard": False,
+            "log_checkpoints": "reference",
             "max_log_files": 10,
             "max_log_size_mb": 100,
             "compress_rotated_logs": False,
             "after_rotation": None,
             "file_permissions": 0o640,
             "one_file_per_process": None,
+            "rank_files": "each",
             "background_writing": False,
             "background_queue_size": 10_000,
             "background_overflow": "block",
@@ -39,6 +47,10 @@ class TestLoggingConfigDefaults:
             "redact_patterns": [],
             "log_metrics_every_n_steps": 10,
             "log_detailed_metrics_every_n_steps": 100,
+            "reduce_metrics": False,
+            "spike_z": 8.0,
+            "report_hang_after_s": 600.0,
+            "system_metrics_interval_s": 15.0,
             "profile_performance": False,
             "log_memory_every_n_steps": 100,
             "max_errors_to_track": 1000,
@@ -237,6 +249,75 @@ class TestDictConfig:
 
         assert set(data["handlers"]) == {"log", "jsonl"}
         assert data["root"]["level"] == "ERROR"
+
+
+class TestRanksDictConfig:
+    """What `to_dict_config` gives under a launcher."""
+
+    @pytest.fixture
+    def as_rank(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+        """A function that makes this process a rank of two."""
+
+        def become(rank: int) -> None:
+            monkeypatch.setenv("RANK", str(rank))
+            monkeypatch.setenv("WORLD_SIZE", "2")
+
+        return become
+
+    def test_each_rank_names_its_files_by_itself(self, as_rank: Callable[[int], None]) -> None:
+        """GIVEN rank 0 and rank 1 WHEN the dicts are made THEN the file handlers see to it."""
+        for rank in (0, 1):
+            as_rank(rank)
+            handlers = LoggingConfig().to_dict_config()["handlers"]
+
+            assert [handlers[name]["per_rank"] for name in ("log", "jsonl")] == [True, True]
+
+    def test_others_than_the_first_show_warnings(self, as_rank: Callable[[int], None]) -> None:
+        """GIVEN rank 1 WHEN the dict is made THEN its console is quiet, and says who speaks."""
+        as_rank(1)
+        data = LoggingConfig(console_level="DEBUG").to_dict_config()
+
+        assert data["handlers"]["console"]["level"] == "WARNING"
+        assert data["formatters"]["console"]["prefix"] == "[rank 1] "
+        assert data["root"]["level"] == "DEBUG"  # the files'
+        quiet = LoggingConfig(console_level="ERROR").to_dict_config()
+        assert quiet["handlers"]["console"]["level"] == "ERROR"
+
+    def test_the_first_shows_what_is_configured(self, as_rank: Callable[[int], None]) -> None:
+        """GIVEN rank 0 WHEN the dict is made THEN only the prefix is new."""
+        as_rank(0)
+        data = LoggingConfig(console_level="DEBUG").to_dict_config()
+
+        assert data["handlers"]["console"]["level"] == "DEBUG"
+        assert data["formatters"]["console"]["prefix"] == "[rank 0] "
+
+    def test_the_first_alone_writes_under_plain_names(self, as_rank: Callable[[int], None]) -> None:
+        """GIVEN rank_files="first" WHEN rank 0's is made THEN no name has a rank."""
+        as_rank(0)
+        handlers = LoggingConfig(rank_files="first").to_dict_config()["handlers"]
+
+        assert set(handlers) == {"log", "jsonl", "console"}
+        assert handlers["jsonl"]["per_rank"] is False
+
+    def test_the_others_have_a_console(self, as_rank: Callable[[int], None]) -> None:
+        """GIVEN rank_files="first" WHEN rank 1's is made THEN it has no files, and no more."""
+        as_rank(1)
+        data = LoggingConfig(rank_files="first").to_dict_config()
+
+        assert set(data["handlers"]) == {"console"}
+        assert data["root"]["level"] == "WARNING"
+
+    def test_the_others_without_a_console_are_silent(
+        self, as_rank: Callable[[int], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """GIVEN no file and no console WHEN rank 1 warns THEN the stdlib's last resort is too."""
+        as_rank(1)
+        settings = LoggingConfig(rank_files="first", background_writing=True)
+        with configure(settings, tmp_path / "logs", console=False):
+            logging.getLogger("app").critical("nobody hears")
+
+        assert capfd.readouterr().err == ""
+        assert not (tmp_path / "logs").exists()
 
 
 class TestAssignments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -115,13 +116,23 @@ class TestDevice:
         assert process.device_name() == "cpu"
 
 
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE")
+
+
+def put(monkeypatch: pytest.MonkeyPatch, **variables: int) -> None:
+    """Set variables of the environment."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+
+
 class TestRanks:
     """What a distributed launcher tells its processes."""
 
     @pytest.fixture(autouse=True)
     def _no_launcher(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-            monkeypatch.delenv(name, raising=False)
+        for name in os.environ:
+            if name.startswith("SLURM_") or name in TORCHRUN:
+                monkeypatch.delenv(name)
 
     def test_alone_there_are_none(self) -> None:
         """GIVEN no launcher WHEN asked THEN no field is made up."""
@@ -144,8 +155,76 @@ class TestRanks:
     def test_nonsense_is_ignored(self, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
         """GIVEN a RANK that is no number WHEN asked THEN there is none."""
         monkeypatch.setenv("RANK", text)
+        monkeypatch.setenv("WORLD_SIZE", "2")
 
         assert process.rank_fields() == {}
+        assert process.rank() is None
+
+    def test_the_node_is_known_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """GIVEN torchrun on the second of two nodes WHEN asked THEN the node is 1."""
+        put(monkeypatch, RANK=2, LOCAL_RANK=0, WORLD_SIZE=4, GROUP_RANK=1, GROUP_WORLD_SIZE=2)
+
+        assert process.rank_fields()["node"] == 1
+        assert process.rank_label() == "node 1 rank 2"
+
+    def test_on_one_node_the_label_is_the_rank(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """GIVEN torchrun on one node WHEN a label is asked for THEN the node is not in it."""
+        put(monkeypatch, RANK=1, WORLD_SIZE=2, GROUP_RANK=0, GROUP_WORLD_SIZE=1)
+
+        assert process.rank_label() == "rank 1"
+
+    def test_one_process_is_no_rank(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """GIVEN torchrun with one process WHEN asked THEN the context knows, files do not."""
+        put(monkeypatch, RANK=0, WORLD_SIZE=1)
+
+        assert process.rank_fields()["rank"] == 0
+        assert process.rank() is None
+        assert process.rank_label() == ""
+
+    def test_a_task_of_slurm_is_a_rank(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """GIVEN a step of three tasks WHEN asked THEN the same fields come from srun."""
+        put(monkeypatch, SLURM_PROCID=2, SLURM_LOCALID=0, SLURM_NTASKS=3, SLURM_NODEID=1)
+        assert process.rank_fields() == {}  # sbatch's own script has all these too
+        put(monkeypatch, SLURM_STEP_ID=0, SLURM_STEP_NUM_NODES=2)
+
+        assert process.rank_fields() == {
+            "rank": 2,
+            "local_rank": 0,
+            "world_size": 3,
+            "node": 1,
+            "host": process.host_name(),
+        }
+        assert process.rank() == 2
+        assert process.rank_label() == "node 1 rank 2"
+
+    def test_a_step_of_one_task_is_no_rank(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """GIVEN srun with one task WHEN asked THEN nothing is known."""
+        put(monkeypatch, SLURM_PROCID=0, SLURM_NTASKS=1, SLURM_STEP_ID=0)
+
+        assert process.rank_fields() == {}
+
+    def test_torchrun_inside_of_srun_has_the_word(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """GIVEN both WHEN asked THEN the rank is torchrun's."""
+        put(monkeypatch, SLURM_PROCID=1, SLURM_NTASKS=2, SLURM_STEP_ID=0, RANK=5, WORLD_SIZE=8)
+
+        assert process.rank_fields() == {"rank": 5, "world_size": 8, "host": process.host_name()}
+
+    @pytest.mark.parametrize(
+        ("rank", "each", "first"), [(0, 0, None), (1, 1, 1), (None, None, None)]
+    )
+    def test_files_carry_the_rank(
+        self, monkeypatch: pytest.MonkeyPatch, rank: int | None, each: int, first: int
+    ) -> None:
+        """GIVEN a choice of files WHEN asked THEN only rank 0 of `first` has plain names."""
+        if rank is not None:
+            put(monkeypatch, RANK=rank, WORLD_SIZE=2)
+
+        assert (process.file_rank("each"), process.file_rank("first")) == (each, first)
+
+    def test_an_unknown_choice_is_refused(self) -> None:
+        """GIVEN a wrong word WHEN asked THEN the right ones are named."""
+        with pytest.raises(ValueError, match="rank_files='all' is unknown; use 'each' or 'first'"):
+            process.file_rank("all")  # type: ignore[arg-type]
 
 
 class TestMemory:

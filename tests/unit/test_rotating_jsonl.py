@@ -1402,6 +1402,51 @@ def test_a_shared_file_system_is_said_once_and_written_by_process(
     assert (tmp_path / "sole.jsonl").exists()
 
 
+# --- a file of each rank ---
+
+
+def test_each_rank_writes_a_file_of_its_own(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rotated ones too; readers of the plain name find them all."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        handler = RotatingJsonlHandler(path, per_rank=True, maxBytes=200, stable_names=True)
+        log(handler, *(f"{n} of {rank}" for n in range(4)))
+        handler.close()
+    assert handler.baseFilename == str(path.with_name(f"{path.stem}@rank0{path.suffix}"))
+    assert len(filenames.rotated_files(handler.baseFilename)) > 0
+    assert not path.exists()
+    texts = [entry["message"] for entry in read_jsonl(path)]
+    assert texts == [f"{n} of {rank}" for rank in (1, 0) for n in range(4)]
+
+
+def test_a_rank_on_a_shared_file_system_has_both_in_its_name(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is the rank's, and the plain name's."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    handler = RotatingJsonlHandler(path, per_rank=True, per_process=True)
+    log(handler, "x")
+    handler.close()
+    ranked = filenames.ranked(path, 1)
+    assert handler.baseFilename == filenames.process_name(
+        str(ranked), socket.gethostname(), os.getpid()
+    )
+    assert [len(list(read_jsonl(name))) for name in (ranked, path)] == [1, 1]
+
+
+def test_without_a_launcher_the_name_is_the_given_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does one process of a launcher need another."""
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    handler = RotatingJsonlHandler(path, per_rank=True)
+    handler.close()
+    assert handler.baseFilename == str(path)
+
+
 # --- many writers ---
 
 

@@ -236,6 +236,21 @@ class TestConfigure:
         assert info["host"]
         assert info["python"]
 
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_the_first_rank_describes_the_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+    ) -> None:
+        """GIVEN two ranks WHEN configure is called THEN rank 0 alone writes run_info.json."""
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with configure(directory=tmp_path, console=False) as session:
+            logging.getLogger("app").info("here")
+
+        assert session.directory.info.exists() == (rank == 0)
+        assert (tmp_path / f"run@rank{rank}.log").exists()
+        (line,) = read_jsonl(session.directory.jsonl)
+        assert line["context"]["rank"] == rank
+
     def test_a_directory_that_cannot_be_written_leaves_the_console(
         self, tmp_path: Path, existing: logging.Logger, capsys: pytest.CaptureFixture[str]
     ) -> None:

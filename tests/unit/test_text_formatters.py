@@ -311,6 +311,17 @@ class TestLine:
 
         assert formatter.format(made) == formatter.line(*parts) == formatter.line(*parts)
 
+    def test_a_prefix_stands_before_each_record(self) -> None:
+        """The short way too; also of a format, and before colours. It cannot break a line."""
+        formatter = ConsoleFormatter(prefix="[rank 1] ", colors=True)
+        assert formatter.is_direct
+        assert formatter.format(structured_record("hello", step=3)) == direct(formatter, step=3)
+        assert direct(formatter).startswith("[rank 1] ")
+        assert ConsoleFormatter("%(message)s", prefix="[1] ").format(record()) == "[1] hello"
+        assert direct(ConsoleFormatter(prefix="\n\x1b ")).startswith("\\n\\x1b ")
+        lines = formatter.format(record(exc_info=(ValueError, ValueError("v"), None)))
+        assert lines.count("[rank 1] ") == 1
+
     def test_the_stock_formatters_are_direct(self) -> None:
         """Also with options of their own."""
         assert PlainFormatter(hide=[]).is_direct
