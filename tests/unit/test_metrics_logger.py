@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from foundry_log import MetricsLogger, RedactingFilter, RotatingJsonlHandler, bound
+from foundry_log import MetricsLogger, RedactingFilter, RotatingJsonlHandler, bound, read_jsonl
 from foundry_log.files import filenames
 
 pytestmark = pytest.mark.unit
@@ -32,8 +32,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def human(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """Return the lines for people; pytest 9 catches what does not propagate too."""
-    return [record for record in caplog.records if record.name == "foundry_log.metrics"]
+    """Return the lines for people; pytest 9 catches what does not propagate too, alarms twice."""
+    found = dict.fromkeys(caplog.records)
+    return [record for record in found if record.name == "foundry_log.metrics"]
 
 
 class Keeping(logging.Handler):
@@ -79,7 +80,8 @@ class TestMetricsLoggerBasics:
         (entry,) = lines(metrics_logger.metrics_file)
         stamp = datetime.fromisoformat(entry.pop("timestamp"))
         assert stamp.utcoffset() == timedelta(0)
-        assert entry == {"step": 100, "epoch": 2, "metrics": {"loss": 2.5, "lr": 1e-4}}
+        metrics = {"loss": 2.5, "lr": 1e-4}
+        assert entry == {"step": 100, "epoch": 2, "metrics": metrics, "attempt": 1}
 
     def test_log_step_appends_to_file(self, metrics_logger: MetricsLogger, tmp_path: Path) -> None:
         """
@@ -123,13 +125,26 @@ class TestMetricsLoggerAggregation:
         """
         GIVEN: Steps of an epoch
         WHEN: Logging its summary
-        THEN: A line with epoch and summary, and no step, follows.
+        THEN: A line with epoch, summary and the latest step follows, or the one that is given.
         """
         metrics_logger.log_step(1, 1, {"loss": 2.0})
         metrics_logger.log_epoch_summary(1, {"avg_loss": 2.0, "steps": 1})
         entry = lines(metrics_logger.metrics_file)[-1]
-        assert set(entry) == {"timestamp", "epoch", "summary"}
-        assert (entry["epoch"], entry["summary"]) == (1, {"avg_loss": 2.0, "steps": 1})
+        summary = {"avg_loss": 2.0, "steps": 1}
+        del entry["timestamp"]
+        assert entry == {"epoch": 1, "summary": summary, "step": 1, "attempt": 1}
+        metrics_logger.log_epoch_summary(1, {}, step=7)
+        assert lines(metrics_logger.metrics_file)[-1]["step"] == 7
+
+    def test_a_summary_before_the_first_step_has_none(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: No step
+        WHEN: Logging a summary
+        THEN: Its line has no step.
+        """
+        metrics_logger.log_epoch_summary(1, {})
+        (entry,) = lines(metrics_logger.metrics_file)
+        assert set(entry) == {"timestamp", "epoch", "summary", "attempt"}
 
     def test_get_metrics_history(self, metrics_logger: MetricsLogger) -> None:
         """
@@ -141,7 +156,7 @@ class TestMetricsLoggerAggregation:
             metrics_logger.log_step(step, 0, {"loss": step * 0.5})
         metrics_logger.log_epoch_summary(0, {"n": 5})
         history = metrics_logger.get_metrics_history()
-        assert [entry.get("step") for entry in history] == [0, 1, 2, 3, 4, None]
+        assert [entry.get("step") for entry in history] == [0, 1, 2, 3, 4, 4]
         assert history[3]["metrics"] == {"loss": 1.5}
 
     def test_history_without_a_file_is_empty(self, metrics_logger: MetricsLogger) -> None:
@@ -159,11 +174,11 @@ class TestMetricsLoggerAggregation:
         """
         GIVEN: Steps 0 to 1000 by hundreds, and a summary
         WHEN: Asking for 200 to 500
-        THEN: Both ends are included, and the summary, which has no step, is not.
+        THEN: Both ends are included, and summaries are not.
         """
         for step in range(0, 1001, 100):
             metrics_logger.log_step(step, 0, {"loss": 1.0})
-        metrics_logger.log_epoch_summary(0, {"loss": 1.0})
+        metrics_logger.log_epoch_summary(0, {"loss": 1.0}, step=300)
         found = metrics_logger.get_metrics_for_steps(200, 500)
         assert [entry["step"] for entry in found] == [200, 300, 400, 500]
 
@@ -294,7 +309,7 @@ class TestMetricsLoggerEdgeCases:
         assert entry["metrics"]["c"] == -math.inf
         assert entry["metrics"]["d"] == {"e": [math.inf]}
         assert entry["metrics"]["f"] is None
-        assert set(entry) == {"timestamp", "step", "epoch", "metrics"}
+        assert set(entry) == {"timestamp", "step", "epoch", "metrics", "attempt"}
 
     def test_concurrent_writes_safe(self, metrics_logger: MetricsLogger) -> None:
         """
@@ -526,8 +541,8 @@ class TestMetricsLoggerRecords:
         logging.disable(logging.CRITICAL)
         metrics_logger.log_epoch_summary(0, {"n": 1})
         assert [record.foundry_entry for record in sink.records] == [  # type: ignore[attr-defined]
-            {"step": 1, "epoch": 0, "metrics": {"loss": 1.0}},
-            {"epoch": 0, "summary": {"n": 1}},
+            {"step": 1, "epoch": 0, "metrics": {"loss": 1.0}, "attempt": 1},
+            {"epoch": 0, "summary": {"n": 1}, "step": 1, "attempt": 1},
         ]
         assert {record.name for record in sink.records} == {"foundry_log.metrics.test_exp"}
 
@@ -637,7 +652,7 @@ class TestMetricsLoggerRecords:
         """
         GIVEN: A run id that is bound once
         WHEN: A step is logged inside of it, and one outside
-        THEN: The first line has it under context, the second has the spec's four fields alone
+        THEN: The first line has it under context, the second has none
         """
         with bound(run_id="r7"):
             metrics_logger.log_step(1, 0, {"loss": 1.0})
@@ -645,7 +660,7 @@ class TestMetricsLoggerRecords:
 
         inside, outside = lines(metrics_logger.metrics_file)
         assert inside["context"] == {"run_id": "r7"}
-        assert set(outside) == {"timestamp", "step", "epoch", "metrics"}
+        assert set(outside) == {"timestamp", "step", "epoch", "metrics", "attempt"}
 
 
 def test_questions_find_the_file_after_a_change_of_directory(
@@ -896,8 +911,459 @@ def test_the_short_way_writes_what_the_long_one_does(
         log.log_step("odd", None, ["no", "dict"])  # type: ignore[arg-type]
         log.log_epoch_summary(0, {"loss": 2.0})
         sinks.removeHandler(keeping)
-        assert len(keeping.records) == (3 if name == "long" else 0)
+        entries = [record for record in keeping.records if hasattr(record, "foundry_entry")]
+        assert len(entries) == (3 if name == "long" else 0)
         found.append([line.pop("timestamp") and line for line in lines(log.metrics_file)])
 
     assert found[0] == found[1]
     assert found[0][0]["context"] == {"phase": "warm-up"}
+
+
+def logger_of(made: list[MetricsLogger], directory: Path, **options: Any) -> MetricsLogger:
+    log = MetricsLogger("attempts", directory, **options)
+    made.append(log)
+    return log
+
+
+def logged(log: MetricsLogger, *steps: int, loss: float = 1.0) -> None:
+    for step in steps:
+        log.log_step(step, 0, {"loss": loss})
+
+
+def steps_of(entries: list[dict[str, Any]]) -> list[tuple[int, Any]]:
+    return [(entry["attempt"], entry.get("step")) for entry in entries]
+
+
+class TestAttempts:
+    """A run that is resumed rewinds its history, and forgets nothing."""
+
+    def test_a_resumed_run_has_neither_holes_nor_doubles(
+        self, tmp_path: Path, alone: list[MetricsLogger]
+    ) -> None:
+        """GIVEN: Five steps, of which a checkpoint has three
+        WHEN: Another logger resumes behind it and logs on
+        THEN: Each question sees each step once; all attempts are readable still.
+        """
+        logged(logger_of(alone, tmp_path), 1, 2, 3, 4, 5)
+        log = logger_of(alone, tmp_path)
+        assert log.resume(3) == 2
+        logged(log, 4, 5, 6, loss=3.0)
+
+        counting = [(1, 1), (1, 2), (1, 3), (2, 4), (2, 5), (2, 6)]
+        assert steps_of(log.get_metrics_history()) == counting
+        assert steps_of(log.get_metrics_for_steps(3, 5)) == [(1, 3), (2, 4), (2, 5)]
+        result = log.compute_statistics("loss")
+        assert (result["count"], result["mean"]) == (6, 2.0)
+        everything = log.get_metrics_history(all_attempts=True)
+        assert [n for n, e in enumerate(everything) if "superseded" in e] == [3, 4]
+        marker = lines(log.metrics_file)[5]
+        assert marker.pop("timestamp")
+        assert marker == {"attempt": 2, "resumed_from_step": 3}
+
+    def test_a_new_run_has_no_marker(self, tmp_path: Path, alone: list[MetricsLogger]) -> None:
+        """GIVEN: No file
+        WHEN: Resuming from scratch
+        THEN: It is the first attempt, nothing is written, and statistics come from memory.
+        """
+        log = logger_of(alone, tmp_path)
+        assert log.resume(0) == 1
+        assert not log.metrics_file.exists()
+        logged(log, 1)
+        assert is_from_memory(log)
+        assert log.resume(0) == 2
+        assert log.get_metrics_history() == []
+
+    def test_a_logger_takes_part_in_the_latest_attempt(
+        self, tmp_path: Path, alone: list[MetricsLogger]
+    ) -> None:
+        """GIVEN: A file whose end shows a second attempt, and an old writer's line
+        WHEN: A logger that was told nothing logs
+        THEN: It is of the second one.
+        """
+        first, second = logger_of(alone, tmp_path), logger_of(alone, tmp_path)
+        logged(first, 1)
+        second.resume(1)
+        logged(second, 2)
+        logged(first, 2)
+        plain = logger_of(alone, tmp_path)
+        logged(plain, 3)
+        assert steps_of(plain.get_metrics_history()) == [(1, 1), (2, 2), (2, 3)]
+
+    def test_the_marker_alone_shows_the_attempt(
+        self, tmp_path: Path, alone: list[MetricsLogger]
+    ) -> None:
+        """GIVEN: A run that was killed between resuming and its first step
+        WHEN: A logger that was told nothing logs, and another resumes
+        THEN: The one takes part in it, and the other begins one more.
+        """
+        logged(logger_of(alone, tmp_path), 1)
+        logger_of(alone, tmp_path).resume(1)
+        plain = logger_of(alone, tmp_path)
+        logged(plain, 2)
+        assert lines(plain.metrics_file)[-1]["attempt"] == 2
+        assert logger_of(alone, tmp_path).resume(2) == 3
+
+    def test_statistics_follow_a_marker_that_turns_up(
+        self, tmp_path: Path, alone: list[MetricsLogger]
+    ) -> None:
+        """GIVEN: Statistics of an old process that goes on
+        WHEN: Another resumes behind an earlier step, twice
+        THEN: Each answer is of what counts.
+        """
+        old = logger_of(alone, tmp_path)
+        logged(old, 1, 2, 3)
+        assert old.compute_statistics("loss")["count"] == 3
+        new = logger_of(alone, tmp_path)
+        for attempt in (2, 3):
+            assert new.resume(1) == attempt
+            logged(new, 2, loss=5.0)
+            logged(old, 9)
+            for log in (old, new):
+                result = log.compute_statistics("loss")
+                assert (result["count"], result["mean"]) == (2, 3.0)
+
+    def test_resuming_reads_the_history_once(
+        self, tmp_path: Path, alone: list[MetricsLogger]
+    ) -> None:
+        """GIVEN: A history that was read once
+        WHEN: Its lines are spoiled in place
+        THEN: A resume knows the highest attempt still: old lines are not read again.
+        """
+        logged(logger_of(alone, tmp_path), *range(50))
+        log = logger_of(alone, tmp_path)
+        log.resume(49, 7)
+        assert log.compute_statistics("loss")["count"] == 50
+        content = log.metrics_file.read_bytes()
+        with open(log.metrics_file, "r+b") as file:
+            file.seek(200)
+            file.write(b"#" * (len(content) - 201))
+        assert log.resume(49) == 8
+
+    def test_a_number_for_all_ranks(self, tmp_path: Path, alone: list[MetricsLogger]) -> None:
+        """GIVEN: Two files, one of a rank that has seen an attempt less
+        WHEN: Both resume with one number
+        THEN: They have it; one that is lower than what is there is refused.
+        """
+        for name in ("a", "b"):
+            log = logger_of(alone, tmp_path / name)
+            logged(log, 1)
+            assert log.resume(1, attempt=4) == 4
+            assert log.resume(1, attempt=4) == 4
+            with pytest.raises(ValueError, match="attempt=3 must be an integer from 4 on"):
+                log.resume(1, attempt=3)
+
+    @pytest.mark.parametrize("step", [-1, 1.0, True, "1", None])
+    def test_a_step_that_is_none_is_refused(self, metrics_logger: MetricsLogger, step: Any) -> None:
+        """
+        GIVEN: A step to resume from that is negative, or no integer
+        WHEN: Resuming
+        THEN: ValueError, and nothing is written.
+        """
+        metrics_logger.log_step(1, 0, {})
+        with pytest.raises(ValueError, match="step="):
+            metrics_logger.resume(step)
+        assert len(lines(metrics_logger.metrics_file)) == 1
+
+    def test_a_sink_learns_of_it(self, metrics_logger: MetricsLogger, sink: Keeping) -> None:
+        """
+        GIVEN: A handler at the experiment's logger
+        WHEN: Resuming
+        THEN: It gets the marker.
+        """
+        metrics_logger.log_step(1, 0, {})
+        metrics_logger.resume(1)
+        assert sink.records[-1].foundry_entry == {  # type: ignore[attr-defined]
+            "attempt": 2,
+            "resumed_from_step": 1,
+        }
+
+    def test_files_of_older_versions(self, tmp_path: Path, alone: list[MetricsLogger]) -> None:
+        """GIVEN: Lines without attempts, and a summary without a step
+        WHEN: Resuming in the middle of them
+        THEN: They are of the first attempt, and the summary of the step before it.
+        """
+        old = [{"step": n, "epoch": 0, "metrics": {"loss": 1.0}} for n in (1, 2)]
+        old.append({"epoch": 0, "summary": {}})
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in old))
+        log = logger_of(alone, tmp_path)
+        assert log.resume(1) == 2
+        logged(log, 2)
+        assert [entry["step"] for entry in log.get_metrics_history()] == [1, 2]
+
+
+class TestLateSteps:
+    """A step that does not rise is written, and said once."""
+
+    def test_it_is_written_and_said(
+        self, metrics_logger: MetricsLogger, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """
+        GIVEN: Step 5
+        WHEN: 3, 4, 6 and 2 are logged
+        THEN: All are in the file; 3 and 2 are said, with the latest step, at the caller's line.
+        """
+        for step in (5, 3, 4, 6, 2):
+            metrics_logger.log_step(step, 0, {"lr": 1.0})
+        assert [entry["step"] for entry in lines(metrics_logger.metrics_file)] == [5, 3, 4, 6, 2]
+        told = human(caplog)
+        assert [(r.levelname, r.step, r.latest_step) for r in told] == [  # type: ignore[attr-defined]
+            ("WARNING", 3, 5),
+            ("WARNING", 2, 6),
+        ]
+        assert {record.filename for record in told} == {Path(__file__).name}
+
+    def test_a_step_in_parts(
+        self, metrics_logger: MetricsLogger, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """
+        GIVEN: A step's loss
+        WHEN: Its evaluation is logged, and then the loss once more
+        THEN: The second of these is said.
+        """
+        metrics_logger.log_step(5, 0, {"lr": 1.0})
+        metrics_logger.log_step(5, 0, {"accuracy": 1.0})
+        assert human(caplog) == []
+        metrics_logger.log_step(5, 0, {"lr": 2.0})
+        assert len(human(caplog)) == 1
+
+    def test_a_resumed_run_goes_back(
+        self, metrics_logger: MetricsLogger, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """
+        GIVEN: Step 5
+        WHEN: The run is resumed behind 3
+        THEN: Step 4 is in order.
+        """
+        metrics_logger.log_step(5, 0, {"lr": 1.0})
+        metrics_logger.resume(3)
+        metrics_logger.log_step(4, 0, {"lr": 1.0})
+        assert human(caplog) == []
+
+
+class TestAlarms:
+    """NaN, infinity and spikes are records of their own."""
+
+    def test_nan_is_a_warning_and_its_end_an_info(
+        self, metrics_logger: MetricsLogger, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """
+        GIVEN: A loss that is NaN for two steps
+        WHEN: It is finite again
+        THEN: One WARNING and one INFO, with all that is known of them, at the caller's line.
+        """
+        caplog.set_level(logging.INFO, "foundry_log.metrics")
+        for step, loss in enumerate([1.0, math.nan, math.nan, 2.0]):
+            metrics_logger.log_step(step, 3, {"loss": loss})
+        begun, over = (r for r in human(caplog) if not r.getMessage().startswith("Step"))
+        assert (begun.levelname, over.levelname) == ("WARNING", "INFO")
+        assert begun.getMessage() == "loss is not finite: nan"
+        assert over.getMessage() == "loss is usual again: 2.0000"
+        fields = ("metric", "step", "epoch", "kind")
+        assert [begun.__dict__[name] for name in fields] == ["loss", 1, 3, "nan"]
+        assert math.isnan(begun.__dict__["value"])
+        fields = ("metric", "value", "step", "epoch", "kind", "since_step", "steps")
+        assert [over.__dict__[name] for name in fields] == ["loss", 2.0, 3, 3, "nan", 1, 2]
+        assert {begun.filename, over.filename} == {Path(__file__).name}
+
+    def test_a_tracker_gets_the_same_record(
+        self, metrics_logger: MetricsLogger, sink: Keeping
+    ) -> None:
+        """
+        GIVEN: A handler at the experiment's logger, and one at foundry_log.metrics
+        WHEN: A gradient norm leaps up
+        THEN: Both get one WARNING with score and median, and it has no entry.
+        """
+        people = Keeping()
+        logging.getLogger("foundry_log.metrics").addHandler(people)
+        for step in range(100):
+            metrics_logger.log_step(step, 0, {"grad_norm": 1.0 + step % 5 / 10})
+        metrics_logger.log_step(100, 0, {"grad_norm": 50.0})
+        (alarm,) = [r for r in sink.records if r.levelno == logging.WARNING]
+        assert alarm in people.records
+        assert not hasattr(alarm, "foundry_entry")
+        assert alarm.getMessage() == "grad_norm has a spike: 50.0000, median 1.2000"
+        assert alarm.__dict__["median"] == 1.2
+        assert alarm.__dict__["z_score"] > 300
+
+    @pytest.mark.parametrize(("spike_z", "count"), [(8.0, 1), (None, 0)])
+    def test_spike_z(
+        self, tmp_path: Path, sink: Keeping, spike_z: float | None, count: int
+    ) -> None:
+        """
+        GIVEN: A level for spikes, or none
+        WHEN: A loss leaps up
+        THEN: It is said, or not.
+        """
+        log = MetricsLogger("test_exp", tmp_path / "own", spike_z=spike_z)
+        logged(log, *range(100))
+        log.log_step(100, 0, {"loss": 9.0})
+        log.close()
+        assert len([r for r in sink.records if r.levelno == logging.WARNING]) == count
+
+    @pytest.mark.parametrize("spike_z", [0, -1.0, math.nan, math.inf])
+    def test_spike_z_out_of_range(self, tmp_path: Path, spike_z: float) -> None:
+        """
+        GIVEN: A level that is none
+        WHEN: Making a logger
+        THEN: ValueError names field, value, rule and remedy.
+        """
+        with pytest.raises(ValueError, match=r"spike_z=.* must be a number above 0, such as 8\.0"):
+            MetricsLogger("x", tmp_path, spike_z=spike_z)
+
+    def test_hundreds_of_metrics_do_not_bury_the_log(
+        self, metrics_logger: MetricsLogger, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """
+        GIVEN: The norms of three hundred parameters
+        WHEN: All are NaN at once
+        THEN: Twenty records, and one that counts the others.
+        """
+        metrics_logger.log_step(1, 0, {f"norm_{n}": math.nan for n in range(300)})
+        assert len(human(caplog)) == 21
+        assert human(caplog)[-1].__dict__["metrics"] == 280
+
+    def test_a_tracker_that_raises_is_counted(self, metrics_logger: MetricsLogger) -> None:
+        """
+        GIVEN: A handler that lets its errors out
+        WHEN: A loss is NaN
+        THEN: Step and alarm are counted, and nothing is raised.
+        """
+
+        class Broken(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                raise RuntimeError("no connection")
+
+        logging.getLogger("foundry_log.metrics.test_exp").addHandler(Broken())
+        metrics_logger.log_step(1, 0, {"loss": math.nan})
+        assert metrics_logger.sink_failures == {"RuntimeError": 2}
+
+
+class TestOffer:
+    """Entries for trackers alone."""
+
+    def test_it_reaches_the_sinks_and_not_the_file(
+        self, metrics_logger: MetricsLogger, sink: Keeping
+    ) -> None:
+        """
+        GIVEN: A handler at the experiment's logger
+        WHEN: Offering a configuration
+        THEN: The handler gets it as plain values with the attempt; there is no file.
+        """
+        metrics_logger.offer("config", {"config": {"path": Path("a"), "lr": 0.1}})
+        (record,) = sink.records
+        assert record.getMessage() == "config"
+        assert record.foundry_entry == {  # type: ignore[attr-defined]
+            "config": {"path": "a", "lr": 0.1},
+            "attempt": 1,
+        }
+        assert not metrics_logger.metrics_file.exists()
+
+    def test_secrets_are_taken_out(self, metrics_logger: MetricsLogger, sink: Keeping) -> None:
+        """
+        GIVEN: A handler of foundry_log.metrics that redacts
+        WHEN: Offering a configuration with a password
+        THEN: The sink does not see it.
+        """
+        people = Keeping()
+        people.addFilter(RedactingFilter(keys=["password"]))
+        logging.getLogger("foundry_log.metrics").addHandler(people)
+        metrics_logger.offer("config", {"config": {"password": "hunter2"}})
+        assert "hunter2" not in str(sink.records[0].__dict__)
+
+    def test_nothing_is_raised(self, metrics_logger: MetricsLogger, sink: Keeping) -> None:
+        """
+        GIVEN: A handler that raises, and an entry that is no mapping
+        WHEN: Offering
+        THEN: It is counted.
+        """
+        sink.emit = lambda record: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+        metrics_logger.offer("config", [1])  # type: ignore[arg-type]
+        assert metrics_logger.sink_failures == {"ZeroDivisionError": 1}
+
+
+class TestRanks:
+    """Under a launcher each rank has a file of its own, or the first one alone."""
+
+    @pytest.fixture(autouse=True)
+    def launched(self, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+        for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+            monkeypatch.setenv(name, value)
+        return monkeypatch
+
+    def test_each_rank_has_its_file(
+        self,
+        tmp_path: Path,
+        alone: list[MetricsLogger],
+        launched: pytest.MonkeyPatch,
+    ) -> None:
+        """GIVEN: Two ranks
+        WHEN: Each logs, and resumes
+        THEN: Each in its file, with its rank in each line; one reader of the base name gets all.
+        """
+        for rank in ("0", "1"):
+            launched.setenv("RANK", rank)
+            log = logger_of(alone, tmp_path)
+            logged(log, 1)
+            assert is_from_memory(log)
+            log.log_epoch_summary(0, {})
+            log.resume(1, attempt=2)
+            assert log.metrics_file.name == f"metrics@rank{rank}.jsonl"
+            assert [line["rank"] for line in lines(log.metrics_file)] == [int(rank)] * 3
+            assert list(lines(log.metrics_file)[0])[-2:] == ["attempt", "rank"]
+            assert len(log.get_metrics_history()) == 2
+        assert len(list(read_jsonl(tmp_path / "metrics.jsonl"))) == 6
+
+    def test_the_others_are_silent(
+        self,
+        tmp_path: Path,
+        alone: list[MetricsLogger],
+        launched: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """GIVEN: rank_files="first"
+        WHEN: Rank 1 does all it can, and then rank 0 logs
+        THEN: Rank 1 writes and says nothing, and answers from the file of rank 0.
+        """
+        caplog.set_level(logging.INFO, "foundry_log.metrics")
+        keeping = Keeping()
+        sinks = logging.getLogger("foundry_log.metrics.attempts")
+        sinks.addHandler(keeping)
+        silent = logger_of(alone, tmp_path / "run", rank_files="first")
+        logged(silent, 5, 4)
+        silent.log_step(6, 0, {"loss": math.nan})
+        silent.log_epoch_summary(0, {})
+        silent.offer("config", {})
+        assert silent.resume(0) == 1
+        assert not human(caplog)
+        assert not keeping.records
+        assert list(tmp_path.rglob("*.jsonl")) == []
+
+        sinks.removeHandler(keeping)
+        launched.setenv("RANK", "0")
+        first = logger_of(alone, tmp_path / "run", rank_files="first")
+        logged(first, 1)
+        assert [file.name for file in (tmp_path / "run").glob("*.jsonl")] == ["metrics.jsonl"]
+        assert len(silent.get_metrics_history()) == 1
+        assert silent.resume(1) == 2
+        assert len(lines(first.metrics_file)) == 1
+
+    def test_a_rule_that_is_none(self, tmp_path: Path) -> None:
+        """GIVEN: A rank_files that is unknown
+        WHEN: Making a logger
+        THEN: ValueError.
+        """
+        with pytest.raises(ValueError, match="rank_files='last'"):
+            MetricsLogger("x", tmp_path, rank_files="last")  # type: ignore[arg-type]
+
+
+def test_tensors_of_a_step_are_read_together(metrics_logger: MetricsLogger) -> None:
+    """GIVEN: Tensors of several kinds beside other values
+    WHEN: Logging them as a step and as a summary
+    THEN: The lines have plain numbers.
+    """
+    torch = pytest.importorskip("torch", reason="needs torch: pip install 'foundry_log[torch]'")
+    values = {"loss": torch.tensor([0.5]), "n": torch.tensor(3), "list": [1], "x": 2.0}
+    metrics_logger.log_step(1, 0, values)
+    metrics_logger.log_epoch_summary(0, values)
+    step, summary = lines(metrics_logger.metrics_file)
+    assert step["metrics"] == summary["summary"] == {"loss": 0.5, "n": 3, "list": [1], "x": 2.0}

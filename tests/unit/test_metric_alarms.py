@@ -1,0 +1,224 @@
+"""Alarms of metrics: what is said, when it is over, and what is no alarm."""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from foundry_log.metric_alarms import (
+    EVERY,
+    LEAST,
+    MAX_NAMES,
+    STAYS,
+    WINDOW,
+    Alarm,
+    MetricAlarms,
+)
+
+pytestmark = pytest.mark.unit
+
+
+def noisy(count: int, level: float = 2.0, seed: int = 1) -> list[float]:
+    generator = random.Random(seed)
+    return [generator.gauss(level, 0.1) for _ in range(count)]
+
+
+def alarms_of(
+    values: Iterable[Any], name: str = "loss", spike_z: float | None = 8.0
+) -> list[Alarm]:
+    alarms = MetricAlarms(spike_z)
+    return [
+        alarm for step, value in enumerate(values) for alarm in alarms.check(step, {name: value})
+    ]
+
+
+def kinds(found: list[Alarm]) -> list[tuple[str, bool]]:
+    return [(alarm.kind, alarm.is_over) for alarm in found]
+
+
+class TestNonFinite:
+    """NaN and infinities, of any metric."""
+
+    @pytest.mark.parametrize(
+        ("value", "kind"), [(math.nan, "nan"), (math.inf, "infinity"), (-math.inf, "infinity")]
+    )
+    def test_it_is_said_once_until_it_is_over(self, value: float, kind: str) -> None:
+        """GIVEN three steps of it WHEN it is finite again THEN a begin, and an end with both."""
+        begun, over = alarms_of([1.0, value, value, value, 2.0, 3.0], "accuracy")
+        assert (begun.metric, begun.kind, begun.is_over) == ("accuracy", kind, False)
+        assert (over.kind, over.since_step, over.steps, over.value) == (kind, 1, 3, 2.0)
+
+    def test_infinity_after_nan_is_the_same_alarm(self) -> None:
+        """A metric that goes back and forth is not spoken of at each step."""
+        assert kinds(alarms_of([math.nan, math.inf, math.nan, 1])) == [
+            ("nan", False),
+            ("nan", True),
+        ]
+
+    def test_text_and_large_numbers_are_no_alarm(self) -> None:
+        """Nor do they hide one beside them."""
+        values = {"a": "text", "b": None, "c": 10**400, "d": True, "e": [math.nan]}
+        alarms = MetricAlarms(8.0)
+        assert alarms.check(0, values) == []
+        assert kinds(alarms.check(1, {**values, "f": math.nan})) == [("nan", False)]
+        assert alarms.check(2, values) == []
+        assert kinds(alarms.check(3, {"f": 10**400})) == [("nan", True)]
+
+    def test_a_sum_beyond_the_floats_is_no_infinity(self) -> None:
+        """Two finite values."""
+        assert MetricAlarms(8.0).check(0, {"a": 1.7e308, "b": 1.7e308}) == []
+
+    def test_a_metric_that_vanishes_does_not_leak(self) -> None:
+        """GIVEN ever new names that are NaN THEN a bounded number of them is remembered."""
+        alarms = MetricAlarms(8.0)
+        for step in range(3 * MAX_NAMES):
+            assert len(alarms.check(step, {f"metric_{step}": math.nan})) == 1
+        assert len(alarms._not_finite) == MAX_NAMES
+        last = f"metric_{3 * MAX_NAMES - 1}"
+        assert kinds(alarms.check(0, {last: 1.0})) == [("nan", True)]
+
+
+class TestSpikes:
+    """Losses and gradient norms that leap up."""
+
+    @pytest.mark.parametrize("name", ["loss", "eval_loss", "train/loss", "grad_norm"])
+    @pytest.mark.parametrize("before", [LEAST, WINDOW, 1000])
+    def test_it_is_said_once_until_it_is_over(self, name: str, before: int) -> None:
+        """GIVEN noise and three high values THEN a begin with score and median, and an end."""
+        usual = noisy(before)
+        begun, over = alarms_of([*usual, 9.0, 8.0, 9.0, 2.0, 2.1], name)
+        window = usual[-WINDOW:]
+        median = statistics.median(window)
+        mad = statistics.median(abs(value - median) for value in window)
+        assert (begun.kind, begun.value, begun.median) == ("spike", 9.0, median)
+        assert begun.z_score == pytest.approx(0.6745 * (9.0 - median) / mad)
+        assert (over.kind, over.since_step, over.steps) == ("spike", before, 3)
+
+    def test_what_is_no_spike(self) -> None:
+        """Other names, falls, too few values before, and where nobody wants to know."""
+        high = [*noisy(200), 9.0]
+        assert alarms_of(high, "lr") == alarms_of(high, "grad_norm_max") == []
+        assert alarms_of(high, spike_z=None) == []
+        assert alarms_of([*noisy(200), -9.0]) == []
+        assert alarms_of([*noisy(LEAST - 1), 9.0]) == []
+
+    def test_spike_z_is_the_score(self) -> None:
+        """Just below it nothing is said, just above it is."""
+        usual = noisy(LEAST)
+        median = statistics.median(usual)
+        mad = statistics.median(abs(value - median) for value in usual)
+        for score, count in ((19.9, 0), (20.1, 1)):
+            high = median + score * mad / 0.6745
+            assert len(alarms_of([*usual, high], spike_z=20.0)) == count
+
+    def test_the_values_of_a_spike_do_not_become_usual(self) -> None:
+        """GIVEN a spike that comes again and again THEN each is said."""
+        again = [value for _ in range(10) for value in [*[9.0] * 20, *noisy(20)]]
+        assert len(alarms_of([*noisy(WINDOW), *again])) == 20
+
+    def test_a_level_that_stays_is_the_usual_one(self) -> None:
+        """It ends the spike, and what is above it is a spike again."""
+        high = noisy(STAYS + 3 * EVERY, 9.0)
+        begun, over, second = alarms_of([*noisy(WINDOW), *high, 30.0])
+        assert not begun.is_over
+        assert (over.steps, over.since_step) == (STAYS, WINDOW)
+        assert (second.is_over, second.value) == (False, 30.0)
+
+    def test_nan_neither_ends_a_spike_nor_becomes_usual(self) -> None:
+        """It has an alarm of its own."""
+        found = alarms_of([*noisy(WINDOW), 9.0, math.nan, 9.0, 2.0])
+        assert kinds(found) == [("spike", False), ("nan", False), ("nan", True), ("spike", True)]
+        assert found[-1].steps == 2
+
+    @pytest.mark.parametrize("level", [2.0, 1e-9, 1e9, 0.0])
+    def test_a_constant_metric_does_not_alarm_on_rounding(self, level: float) -> None:
+        """Nor one that is 0 all the time; ten per cent are no spike, fifty are."""
+        usual = [level * (1 + 1e-7 * (step % 2)) for step in range(WINDOW)]
+        assert alarms_of([*usual, level * 1.000001, level * 1.1, level]) == []
+        assert len(alarms_of([*usual, level * 1.5])) == bool(level)
+
+    def test_a_metric_that_is_mostly_zero(self) -> None:
+        """What it is now and then is nothing unusual, nor what is a little above; fives are."""
+        usual = [0.0, 0.0, 0.0, 1.0] * 100
+        assert alarms_of([*usual, 1.1]) == []
+        assert len(alarms_of([*usual, 5.0])) == 1
+
+    def test_a_loss_that_falls_is_compared_with_what_is_usual_now(self) -> None:
+        """GIVEN values from 10 down to 1 WHEN 5 comes long afterwards THEN it is a spike."""
+        falling = [10 - 9 * step / 100 for step in range(100)]
+        assert alarms_of([*falling, *noisy(3 * WINDOW, 1.0)]) == []
+        assert len(alarms_of([*falling, *noisy(3 * WINDOW, 1.0), 5.0])) == 1
+
+    def test_integers_count_and_truth_values_do_not(self) -> None:
+        """A loss of whole numbers."""
+        assert len(alarms_of([2, 3, 4] * 40 + [90])) == 1
+        assert alarms_of([False] * WINDOW + [True], "has_loss") == []
+
+    def test_metrics_that_are_logged_in_turns(self) -> None:
+        """GIVEN an evaluation's metrics between those of steps THEN both are watched."""
+        alarms, found = MetricAlarms(8.0), []
+        for step, value in enumerate([*noisy(100), 9.0]):
+            found += alarms.check(step, {"loss": value})
+            found += alarms.check(step, {"eval_loss": value})
+        assert [alarm.metric for alarm in found] == ["loss", "eval_loss"]
+
+    def test_memory_is_bounded(self) -> None:
+        """Of each name the window, of waiting steps a few, of names the first ones."""
+        alarms = MetricAlarms(8.0)
+        for step in range(3 * MAX_NAMES):
+            alarms.check(step, {"loss": 1.0 + step % 3, f"{step}_loss": 1.0})
+        assert len(alarms._watches) == MAX_NAMES
+        assert len(alarms._watches["loss"]._values) <= WINDOW
+        assert len(alarms._waiting) < EVERY
+
+    def test_noise_raises_no_false_alarm(self) -> None:
+        """A hundred thousand normal values."""
+        assert alarms_of(noisy(100_000)) == []
+
+
+def test_threads_raise_nothing_and_are_told_once() -> None:
+    """GIVEN several threads that log NaN at once THEN one of them is told, and one of the end."""
+    alarms, found = MetricAlarms(8.0), []
+    start = threading.Barrier(4)
+
+    def work(value: float) -> None:
+        start.wait(20)
+        for step in range(2000):
+            found.extend(alarms.check(step, {"accuracy": value, "loss": float(step % 7)}))
+
+    for value in (math.nan, 1.0):
+        threads = [threading.Thread(target=work, args=(value,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert kinds(found) == [("nan", False), ("nan", True)]
+
+
+def test_a_signal_handler_may_log_anywhere() -> None:
+    """It is not blocked, and nothing is raised."""
+    alarms, heard = MetricAlarms(8.0), 0
+
+    def on_alarm(*_: Any) -> None:
+        nonlocal heard
+        alarms.check(heard, {"loss": 2.0 + heard % 3, "nan": math.nan if heard % 2 else 1.0})
+        heard += 1
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    limit = time.monotonic() + 20
+    try:
+        while heard < 300 and time.monotonic() < limit:
+            alarms.check(heard, {"loss": 2.0 + heard % 3, "nan": math.nan if heard % 2 else 1.0})
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert heard >= 300
