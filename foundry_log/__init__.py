@@ -29,8 +29,13 @@ _HOME = {
     "RedactingFilter": "filters",
     "RotatingJsonlHandler": "handlers.rotating_jsonl",
     "RunDirectory": "run_directory",
+    "SinkHandler": "sinks.base",
     "StructuredLogger": "adapters",
+    "SystemMonitor": "system_metrics",
+    "TensorBoardHandler": "sinks.tensorboard",
     "Trainer": "training.trainer",
+    "WandbHandler": "sinks.wandb",
+    "Watchdog": "watchdog",
     "bound": "context",
     "configure": "session",
     "decode_line": "encoding",
@@ -55,8 +60,13 @@ __all__ = [
     "RedactingFilter",
     "RotatingJsonlHandler",
     "RunDirectory",
+    "SinkHandler",
     "StructuredLogger",
+    "SystemMonitor",
+    "TensorBoardHandler",
     "Trainer",
+    "WandbHandler",
+    "Watchdog",
     "bound",
     "configure",
     "decode_line",
@@ -82,8 +92,13 @@ if TYPE_CHECKING:
     from foundry_log.plain_loggers import fast_loggers
     from foundry_log.run_directory import RunDirectory
     from foundry_log.session import LoggingSession, configure
+    from foundry_log.sinks.base import SinkHandler
+    from foundry_log.sinks.tensorboard import TensorBoardHandler
+    from foundry_log.sinks.wandb import WandbHandler
+    from foundry_log.system_metrics import SystemMonitor
     from foundry_log.text_formatters import ConsoleFormatter, PlainFormatter
     from foundry_log.training.trainer import Trainer
+    from foundry_log.watchdog import Watchdog
 
 
 def __getattr__(name: str) -> Any:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextvars import copy_context
 from pathlib import Path
 from time import perf_counter_ns
 from types import TracebackType
 from typing import Any
 
+from foundry_log import device_timing
 from foundry_log.decorating import Function, run_inside
+from foundry_log.device_timing import DeviceQueue, Mark, Outstanding, Stretch, queue_of
 from foundry_log.encoding import encode_document
 from foundry_log.files.documents import PERMISSIONS, write_document
 from foundry_log.files.locks import thread_lock
@@ -26,6 +30,7 @@ MAX_WAITING = 2 * MAX_SAMPLES
 """Durations that wait at most to be taken in; the more at once, the less each costs."""
 
 _NS = 1_000_000_000
+_OWN_FILES = (__file__, device_timing.__file__)
 
 
 class PerformanceLogger:
@@ -51,6 +56,13 @@ class PerformanceLogger:
         self._timers: dict[str, list[float]] = {}
         self._lock = thread_lock()  # held by the one who takes in or resets
         self._taking_in = _TakingIn()
+        self._queues: dict[object, DeviceQueue | None] = {}
+        self._outstanding = Outstanding(self._note, self._say_what_fails)
+
+    @property
+    def losses(self) -> Mapping[str, int]:
+        """Blocks that their device could not time, by cause; each is reported once."""
+        return self._outstanding.losses
 
     @property
     def timers(self) -> dict[str, list[float]]:
@@ -60,11 +72,14 @@ class PerformanceLogger:
         made of from then on. The lists are brought up to date whenever anything is asked of this
         object: blocks that end later are not in them yet, and come behind what you put there.
         """
+        self._outstanding.settle()
         for name in list(self._measured):
             self._taken_in(name)
         return self._timers
 
-    def time_block(self, name: str, log_level: int = logging.DEBUG) -> TimedBlock:
+    def time_block(
+        self, name: str, log_level: int = logging.DEBUG, device: object = None
+    ) -> TimedBlock:
         """Return a context manager that times the enclosed code; also a decorator of any function.
 
             with perf.time_block("forward"): ...
@@ -75,13 +90,25 @@ class PerformanceLogger:
         Each block logs `{name} completed in {seconds:.4f}s` with `timer` and `duration_s` as
         context, also when it raises. Blocks nest; the outer one's time includes the inner one's.
 
+        On a GPU it is the device's time that counts: from when it has come to what the block gives
+        it until it is done with that. The block does not wait for it. The duration is known, and
+        logged in the context of the block with `device` beside it, at the end of a later block or
+        when somebody asks this object; who asks waits for the device. What it fails to measure is
+        counted in `losses`.
+
         Args:
             name: of the timer.
             log_level: of the record.
+            device: what computes: `cuda`, `cuda:1`, a `torch.device`, or a `DeviceQueue`. None and
+                devices other than a GPU are measured by the clock of the host.
 
         Raises:
+            ImportError: `device` is a GPU, and torch is missing.
             TypeError: `name` is no text, as when the parentheses of a decorator are left out.
+            ValueError: there is no such device.
         """
+        if device is not None and (queue := self._queue_of(device)) is not None:
+            return DeviceBlock.of(self, name, log_level, queue)
         block = TimedBlock()  # an __init__ would be a fifth of what a block costs
         try:
             block._measured = self._measured[name]
@@ -98,6 +125,7 @@ class PerformanceLogger:
         Exact over all blocks of the run, also beyond the durations that are kept. `std` is the
         sample standard deviation, 0.0 for one block. Empty for an unknown name.
         """
+        self._outstanding.settle()
         return self._taken_in(name).stats.summary()
 
     def get_timing_percentiles(
@@ -118,6 +146,7 @@ class PerformanceLogger:
         for percentile in percentiles:
             if not 0 < percentile <= 100:
                 raise ValueError(f"percentile {percentile!r} must be above 0 and at most 100")
+        self._outstanding.settle()
         ordered = sorted(self._taken_in(name).kept[-MAX_SAMPLES:])
         if not ordered:
             return {}
@@ -143,6 +172,7 @@ class PerformanceLogger:
 
     def reset_timers(self) -> None:
         """Forget all timers; blocks that have begun count when they end."""
+        self._outstanding.settle()
         with self._lock:
             for name, measured in list(self._measured.items()):
                 if measured == [None]:  # a name that is not used any more
@@ -191,6 +221,32 @@ class PerformanceLogger:
         measured.append(int(duration_ns))
         if not 1 < len(measured) <= MAX_WAITING:
             self._settle(name, measured)
+
+    def _queue_of(self, device: object) -> DeviceQueue | None:
+        try:
+            return self._queues[device]
+        except KeyError:
+            queue = self._queues[device] = queue_of(device)
+            return queue
+
+    def _note(self, stretch: Stretch, seconds: float) -> None:
+        """Take in and log what a device has measured."""
+        self.record(stretch.name, round(seconds * _NS))
+        if self.logger.isEnabledFor(stretch.level):
+            stretch.context.run(self._log_stretch, stretch, seconds)
+
+    def _log_stretch(self, stretch: Stretch, seconds: float) -> None:
+        self.logger.log(
+            stretch.level,
+            "%s completed in %.4fs",
+            stretch.name,
+            seconds,
+            extra={"timer": stretch.name, "duration_s": seconds, "device": stretch.device},
+            stacklevel=_depth(),
+        )
+
+    def _say_what_fails(self, error: Exception) -> None:
+        self.logger.warning("A device cannot time blocks: %s", error, stacklevel=_depth())
 
     def _settle(self, name: str, measured: list[Any]) -> None:
         """Take in what waits in a timer's list; of one that a reset has forgotten, note it anew."""
@@ -313,3 +369,61 @@ class TimedBlock:
     def __call__(self, function: Function) -> Function:
         """Return `function`, each call timed by a block of its own."""
         return run_inside(lambda: self._owner.time_block(self._name, self._level), function)
+
+
+class DeviceBlock(TimedBlock):
+    """A stretch of code whose work is done by a device, later."""
+
+    __slots__ = ("_began", "_queue")
+
+    _began: Mark | None
+    _queue: DeviceQueue
+
+    @classmethod
+    def of(cls, owner: PerformanceLogger, name: str, level: int, queue: DeviceQueue) -> DeviceBlock:
+        """Return a block that has not begun."""
+        block = cls()
+        block._measured = owner._measured_of(name)
+        block._owner = owner
+        block._name = name
+        block._level = level
+        block._queue = queue
+        return block
+
+    def __enter__(self) -> DeviceBlock:
+        self._began = self._mark()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        ended = self._mark() if self._began is not None else None
+        if self._began is None or ended is None:
+            return
+        self._owner._outstanding.add(
+            Stretch(self._name, self._level, str(self._queue), self._began, ended, copy_context())
+        )
+
+    def __call__(self, function: Function) -> Function:
+        """Return `function`, each call timed by a block of its own."""
+        owner, queue = self._owner, self._queue
+        return run_inside(lambda: DeviceBlock.of(owner, self._name, self._level, queue), function)
+
+    def _mark(self) -> Mark | None:
+        """Return a mark; None where the device fails, which the work itself will have to say."""
+        try:
+            return self._queue.mark()
+        except Exception as error:
+            self._owner._outstanding.lose(error)
+            return None
+
+
+def _depth() -> int:
+    """Return the `stacklevel` of whoever calls in from other files than those of timing."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename in _OWN_FILES:
+        frame, level = frame.f_back, level + 1
+    return level
