@@ -94,6 +94,7 @@ def demo_config(name: str, steps: int, device: str | None) -> ExperimentConfig:
                 "console_level": "WARNING",  # the progress bar stands where the lines would
                 "log_to_wandb": False,
                 "profile_performance": True,
+                "system_metrics_interval_s": 5,
             },
         }
     )
@@ -143,9 +144,9 @@ class ProgressHandler(logging.Handler):
         self._view = view
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show a step; summaries of epochs have none."""
+        """Show a step; what else comes here is not shown."""
         entry = getattr(record, ENTRY, {})
-        if "step" in entry:
+        if "metrics" in entry:
             self._view.update(entry["step"], entry["metrics"])
 
 

@@ -64,6 +64,16 @@ class RunDirectory:
         return self.path / "run_info.json"
 
     @property
+    def system_metrics(self) -> Path:
+        """One line of CPU, memory, disk, network and GPU every few seconds."""
+        return self.path / "system_metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
     def checkpoints(self) -> Path:
         """One directory a checkpoint."""
         return self.path / "checkpoints"

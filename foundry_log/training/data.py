@@ -31,6 +31,15 @@ class Corpus:
     skipped_files: int
     """Files that could not be read or are no UTF-8."""
 
+    def facts(self) -> dict[str, Any]:
+        """Return what the log says about them."""
+        return {
+            "source": str(self.source),
+            "files": len(self.texts),
+            "bytes": self.bytes_read,
+            "skipped_files": self.skipped_files,
+        }
+
 
 class TokenDataset:
     """Examples of `length` tokens, one after the other, each with the tokens that follow it.
@@ -44,6 +53,7 @@ class TokenDataset:
 
     def __init__(self, tokens: Tensor, length: int) -> None:
         count = max(0, (len(tokens) - 1) // length)
+        self.length = length
         self._inputs = tokens[: count * length].view(count, length)
         self._targets = tokens[1 : count * length + 1].view(count, length)
 
@@ -70,35 +80,26 @@ class Datasets:
     train: TokenDataset
     evaluation: TokenDataset
     bytes_per_token: float
-    facts: dict[str, Any]
-    """What the log says about them."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the log says about them."""
+        return {
+            "num_examples": len(self.train),
+            "num_eval_examples": len(self.evaluation),
+            "columns": ["input_ids", "labels"],
+            "sequence_length": self.train.length,
+        }
 
 
-def load_datasets(config: DataConfig, tokenizer: Tokenizer) -> Datasets:
-    """Read, tokenize and split the text.
-
-    Raises:
-        FileNotFoundError: `data.path` does not exist.
-        ValueError: there is no text, or the tokens do not fit the tokenizer's vocabulary.
-    """
-    corpus = read_corpus(config)
-    tokens = tokenize(corpus.texts, tokenizer)
-    split = len(tokens) - int(len(tokens) * config.eval_fraction)
-    train = TokenDataset(tokens[:split], config.sequence_length)
-    evaluation = TokenDataset(tokens[split:], config.sequence_length)
-    facts = {
-        "num_examples": len(train),
-        "num_eval_examples": len(evaluation),
-        "columns": ["input_ids", "labels"],
-        "sequence_length": config.sequence_length,
-        "tokens": len(tokens),
-        "bytes": corpus.bytes_read,
-        "files": len(corpus.texts),
-        "skipped_files": corpus.skipped_files,
-        "vocab_size": tokenizer.vocab_size,
-        "source": str(corpus.source),
-    }
-    return Datasets(train, evaluation, corpus.bytes_read / len(tokens), facts)
+def split(tokens: Tensor, config: DataConfig, bytes_per_token: float) -> Datasets:
+    """Return what is trained on and, of the end of the text, what is kept for evaluation."""
+    kept = int(len(tokens) * config.eval_fraction)
+    first, last = tokens[: len(tokens) - kept], tokens[len(tokens) - kept :]
+    return Datasets(
+        TokenDataset(first, config.sequence_length),
+        TokenDataset(last, config.sequence_length),
+        bytes_per_token,
+    )
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:

@@ -7,15 +7,18 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-from foundry_log.process import memory_usage
+from foundry_log.process import memory_usage, rank_fields
 
 
 def device_choice(configured: str | None) -> str:
     """Return the configured device, or where there is none `cuda` if torch has a GPU, else `cpu`.
 
-    Never fails; see `usable_device`.
+    Under a launcher `cuda` without a number is the GPU of the local rank. Never fails; see
+    `usable_device`.
     """
-    return configured or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = configured or ("cuda" if torch.cuda.is_available() else "cpu")
+    local_rank = rank_fields().get("local_rank")
+    return name if name != "cuda" or local_rank is None else f"cuda:{local_rank}"
 
 
 def usable_device(name: str, field: str = "training.device") -> torch.device:
@@ -50,17 +53,16 @@ def reproducible(device: torch.device, seed: int) -> Iterator[None]:
     """Make torch's random numbers follow from `seed`; the process's own go on afterwards."""
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
-        torch.default_generator.manual_seed(seed % 2**63)
-        for gpu in gpus:
-            with torch.cuda.device(gpu):
-                torch.cuda.manual_seed(seed % 2**63)
+        set_seed(device, seed)
         yield
 
 
-def wait_for(device: torch.device) -> None:
-    """Wait until the device has done what it was given; on the CPU it always has."""
+def set_seed(device: torch.device, seed: int) -> None:
+    """Make the random numbers of the CPU, and of the device if it is a GPU, follow from `seed`."""
+    torch.default_generator.manual_seed(seed % 2**63)
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed % 2**63)
 
 
 def memory_in_use(device: torch.device) -> float:

@@ -31,17 +31,18 @@ class LanguageModel(nn.Module):
         self.head = nn.Linear(width, vocab_size, bias=False)
         self.apply(_initialise)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the logits of the token after each position."""
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Return the logits of the token after each position.
+
+        With `targets`, those tokens: the mean cross-entropy in nats per token.
+        """
         x = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
         logits: Tensor = self.head(self.norm(x))
-        return logits
-
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy in nats per token."""
-        return F.cross_entropy(self.forward(tokens).flatten(0, 1), targets.flatten())
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 class Block(nn.Module):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,20 @@ class TrainingResult:
     checkpoint: Path | None
     """The latest checkpoint's directory."""
     interrupted: bool
-    """Whether a KeyboardInterrupt ended it."""
+    """Whether a KeyboardInterrupt or a signal ended it."""
+
+
+_KEPT = (
+    "epoch",
+    "steps_done",
+    "epochs_done",
+    "last_loss",
+    "first_loss",
+    "eval_loss",
+    "eval_bits_per_byte",
+    "eval_step",
+    "peak_memory_gb",
+)
 
 
 @dataclass
@@ -55,12 +70,39 @@ class Progress:
     bytes_per_token: float | None = None
     peak_memory_gb: float | None = None
     checkpoint: Path | None = None
+    checkpoint_step: int | None = None
+    """Of the latest checkpoint that was written."""
+    eval_step: int | None = None
+    """Of the latest evaluation."""
+    epoch_seconds_before: float = 0.0
+    """Wall time that an earlier process has spent on the epoch at hand."""
     started: float = field(default_factory=time.monotonic)
 
     @property
     def seconds(self) -> float:
         """Wall time since the start."""
         return time.monotonic() - self.started
+
+    def evaluated(self, step: int, loss: float, bits: float) -> None:
+        """Take note of an evaluation: nats per token, bits per byte."""
+        self.eval_step, self.eval_loss, self.eval_bits_per_byte = step, loss, bits
+
+    def state(self, epoch_seconds: float) -> dict[str, Any]:
+        """Return what a checkpoint keeps of this, as plain values.
+
+        Args:
+            epoch_seconds: that this process has spent on the epoch at hand.
+        """
+        kept: dict[str, Any] = {name: getattr(self, name) for name in _KEPT}
+        if epoch_seconds:
+            epoch_seconds += self.epoch_seconds_before
+        return {**kept, "epoch_seconds_before": epoch_seconds}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` has given."""
+        for name in (*_KEPT, "epoch_seconds_before"):
+            setattr(self, name, state[name])
+        self.step = self.checkpoint_step = self.steps_done
 
     def result(self, device: str, interrupted: bool) -> TrainingResult:
         """Return what the run has come to by now."""

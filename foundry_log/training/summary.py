@@ -81,6 +81,7 @@ def _files(directory: RunDirectory) -> Iterator[str]:
         (directory.jsonl, "every record, one JSON object a line"),
         (directory.metrics, "the figures of each logged step and completed epoch"),
         (directory.errors, "each error with its traceback"),
+        (directory.system_metrics, "CPU, memory, disk, network and GPU over time"),
         (directory.timing_report, "statistics of each timed block"),
         (directory.info, "configuration, versions, git state, machine"),
     ):

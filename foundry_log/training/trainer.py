@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundry_log import signals
@@ -10,17 +12,25 @@ from foundry_log.adapters import StructuredLogger
 from foundry_log.config import ExperimentConfig
 from foundry_log.error_tracker import ErrorTracker
 from foundry_log.extras import import_extra
+from foundry_log.files.filenames import ranked
 from foundry_log.metrics import MetricsLogger
 from foundry_log.performance import PerformanceLogger
+from foundry_log.process import rank
 from foundry_log.run_directory import RunDirectory
 from foundry_log.session import configure
+from foundry_log.training.outputs import system_monitor, trackers
 from foundry_log.training.result import Progress, TrainingResult
+from foundry_log.training.stopping import StopRequest, act, stop_request
 from foundry_log.training.tokenizer import ByteTokenizer, Tokenizer
+from foundry_log.watchdog import Watchdog
 
 if TYPE_CHECKING:
     import torch
 
+    from foundry_log.training.checkpoints import Checkpoints
+    from foundry_log.training.data import Datasets
     from foundry_log.training.loop import TrainingLoop
+    from foundry_log.training.ranks import Ranks
 
 
 class Trainer:
@@ -28,10 +38,13 @@ class Trainer:
 
         result = Trainer(ExperimentConfig(experiment_name="first"), "runs").train()
 
-    Making one touches no handler and no level; `train` sets logging and, in the main thread, the
-    handling of SIGTERM and its like up, and puts both back. The run's
-    files stand in `<base_dir>/<experiment>/output`. On the CPU the same configuration gives the
-    same losses again.
+    Making one touches no handler and no level; `train` sets logging, trackers and, in the main
+    thread, the handling of SIGTERM and its like up, and puts all of it back. The run's files stand
+    in `<base_dir>/<experiment>/output`. On the CPU the same configuration gives the same losses
+    again, in one go or resumed.
+
+    Under `torchrun` each process trains on its share of every step, on the GPU of its local rank or
+    the CPU, and writes files of its own; see `LoggingConfig.rank_files` and `reduce_metrics`.
 
     Args:
         config: of the experiment.
@@ -55,11 +68,13 @@ class Trainer:
         files: dict[str, Any] = {
             "file_permissions": config.logging.file_permissions,
             "one_file_per_process": config.logging.one_file_per_process,
+            "rank_files": config.logging.rank_files,
         }
         self.metrics = MetricsLogger(
             config.experiment_name,
             self.directory.path,
             max_size_mb=config.logging.max_log_size_mb,
+            spike_z=config.logging.spike_z,
             **files,
         )
         self.performance = PerformanceLogger(self.logger)
@@ -69,14 +84,26 @@ class Trainer:
         self.result: TrainingResult | None = None
         self._progress = Progress()
 
-    def train(self, tokenizer: Tokenizer | None = None) -> TrainingResult:
-        """Train from the start to the end of the configuration's steps or epochs.
+    def train(
+        self,
+        tokenizer: Tokenizer | None = None,
+        *,
+        resume: bool | str | os.PathLike[str] = False,
+    ) -> TrainingResult:
+        """Train to the end of the configuration's steps or epochs.
+
+        SIGTERM, SIGHUP and SIGXCPU, where the program leaves them their default action, end the run
+        behind the step at hand, with a checkpoint; then the signal takes its course. A second one
+        acts at once, and so does one of several ranks, which cannot agree on a step.
 
         Args:
             tokenizer: None for the configured one.
+            resume: False starts anew; checkpoints and metrics of an earlier run in the directory
+                are set aside, not removed. True goes on behind the latest checkpoint, or starts
+                where there is none. A path goes on behind that checkpoint.
 
         Raises:
-            FileNotFoundError, ValueError: data, tokenizer or device cannot be used.
+            FileNotFoundError, ValueError: data, tokenizer, device or checkpoint cannot be used.
             KeyboardInterrupt: it was interrupted; "Training interrupted" is the last record.
             Exception: whatever fails, once it stands in `errors.jsonl`.
         """
@@ -85,85 +112,221 @@ class Trainer:
         device = device_choice(self.config.training.device)
         self.logger.update_context(device=device)
         self._progress, self.result = Progress(), None
-        interrupted = False
-        with configure(
-            self.config,
-            self.directory.path,
-            context={"device": device},
-            handle_signals=signals.is_possible(),
+        with (
+            stop_request(is_wanted=rank() is None) as stop,
+            configure(
+                self.config,
+                self.directory.path,
+                context={"device": device},
+                handle_signals=signals.is_possible(),
+            ),
         ):
-            try:
-                self._run(tokenizer, device)
-            except KeyboardInterrupt:
-                interrupted = True
-                raise
-            except Exception as error:
-                where = {"step": self._progress.step, "epoch": self._progress.epoch}
-                self.errors.log_error(error, where)
-                raise
-            finally:
-                self.result = self._progress.result(device, interrupted)
-                self._finish(self.result)
-        return self.result
+            result = self._train(tokenizer, device, resume, stop)
+        if stop.signal is not None:
+            act(stop.signal)
+        return result
 
-    def _run(self, tokenizer: Tokenizer | None, device_name: str) -> None:
+    def _train(
+        self,
+        tokenizer: Tokenizer | None,
+        device: str,
+        resume: bool | str | os.PathLike[str],
+        stop: StopRequest,
+    ) -> TrainingResult:
+        interrupted = ""
+        try:
+            with trackers(self.config, self.directory):
+                try:
+                    self._run(tokenizer, device, resume, stop)
+                    interrupted = stop.name
+                except KeyboardInterrupt:
+                    interrupted = "KeyboardInterrupt"
+                    raise
+                except Exception as error:
+                    self._log_error(error, device)
+                    raise
+        finally:
+            result = self.result = self._progress.result(device, bool(interrupted))
+            self._finish(result, interrupted)
+        return result
+
+    def _run(
+        self,
+        tokenizer: Tokenizer | None,
+        device_name: str,
+        resume: bool | str | os.PathLike[str],
+        stop: StopRequest,
+    ) -> None:
         from foundry_log.training import devices
+        from foundry_log.training.ranks import process_group
 
-        if self.config.logging.log_to_wandb:
-            self.logger.warning(
-                "log_to_wandb is on, but this version sends nothing to Weights & Biases; the "
-                "metrics are in metrics.jsonl"
-            )
+        self.metrics.offer("Configuration", {"config": self.config.model_dump(mode="json")})
         device = devices.usable_device(device_name)
-        with devices.current(device), devices.reproducible(device, self.config.random_seed):
-            self._loop(tokenizer, device).run()
+        with ExitStack() as stack:
+            stack.enter_context(system_monitor(self.config, self.directory, self.metrics))
+            stack.enter_context(devices.current(device))
+            stack.enter_context(devices.reproducible(device, self.config.random_seed))
+            ranks = stack.enter_context(process_group(device))
+            data = self._data(tokenizer)
+            checkpoints = self._checkpoints()
+            watchdog = self._watchdog(stack)
+            loop = self._loop(data, device, ranks, checkpoints, watchdog, stop)
+            self._begin(loop, checkpoints, ranks, resume)
+            loop.run()
+        if stop.signal is None:
+            self.logger.info(
+                "Training finished",
+                step=self._progress.steps_done,
+                loss=self._progress.last_loss,
+                eval_loss=self._progress.eval_loss,
+                seconds=self._progress.seconds,
+            )
+
+    # --- the parts of a run ---
+
+    def _data(self, tokenizer: Tokenizer | None) -> tuple[Datasets, int]:
+        """Read, tokenize and split the text; return it with the size of its vocabulary."""
+        from foundry_log.training.data import read_corpus, split, tokenize
+
+        config = self.config.data
+        tokenizer = tokenizer or ByteTokenizer(self.config.tokenizer.vocab_size)
+        with self.performance.time_block("read_text"):
+            corpus = read_corpus(config)
+        self.logger.info("Text read", **corpus.facts())
+        with self.performance.time_block("tokenize"):
+            tokens = tokenize(corpus.texts, tokenizer)
         self.logger.info(
-            "Training finished",
-            step=self._progress.steps_done,
-            loss=self._progress.last_loss,
-            eval_loss=self._progress.eval_loss,
-            seconds=self._progress.seconds,
+            "Text tokenized",
+            tokenizer=type(tokenizer).__name__,
+            vocab_size=tokenizer.vocab_size,
+            tokens=len(tokens),
+            bytes_per_token=corpus.bytes_read / len(tokens),
+        )
+        data = split(tokens, config, corpus.bytes_read / len(tokens))
+        self._progress.bytes_per_token = data.bytes_per_token
+        self.logger.info("Dataset loaded", **data.facts())
+        return data, tokenizer.vocab_size
+
+    def _checkpoints(self) -> Checkpoints:
+        from foundry_log.training.checkpoints import Checkpoints
+
+        return Checkpoints(
+            self.directory.checkpoints,
+            self.logger,
+            self.performance,
+            keep_last=self.config.training.keep_last_checkpoints,
+            keep_best=self.config.training.keep_best_checkpoint,
         )
 
-    def _loop(self, tokenizer: Tokenizer | None, device: torch.device) -> TrainingLoop:
-        """Load the data, make the model, and return the loop over both."""
-        from foundry_log.training.checkpoints import CheckpointWriter
-        from foundry_log.training.data import load_datasets
+    def _watchdog(self, stack: ExitStack) -> Watchdog | None:
+        timeout_s = self.config.logging.report_hang_after_s
+        if timeout_s is None:
+            return None
+        watchdog = Watchdog(timeout_s, self.errors)
+        watchdog.start()
+        stack.callback(watchdog.close)
+        return watchdog
+
+    def _loop(
+        self,
+        data: tuple[Datasets, int],
+        device: torch.device,
+        ranks: Ranks,
+        checkpoints: Checkpoints,
+        watchdog: Watchdog | None,
+        stop: StopRequest,
+    ) -> TrainingLoop:
         from foundry_log.training.loop import TrainingLoop
         from foundry_log.training.model import LanguageModel, parameter_count
 
-        tokenizer = tokenizer or ByteTokenizer(self.config.tokenizer.vocab_size)
-        with self.performance.time_block("load_data"):
-            data = load_datasets(self.config.data, tokenizer)
-        self._progress.bytes_per_token = data.bytes_per_token
-        self.logger.info("Dataset loaded", **data.facts)
-        model = LanguageModel(
-            self.config.model, tokenizer.vocab_size, self.config.data.sequence_length
-        ).to(device)
+        datasets, vocab_size = data
+        length = self.config.data.sequence_length
+        model = LanguageModel(self.config.model, vocab_size, length).to(device)
         self.logger.info("Model made", parameters=parameter_count(model))
         return TrainingLoop(
             self.config,
             model,
-            data,
+            datasets,
             device,
+            ranks=ranks,
             logger=self.logger,
             metrics=self.metrics,
             performance=self.performance,
-            checkpoints=CheckpointWriter(self.directory.checkpoints, self.logger, self.performance),
+            checkpoints=checkpoints,
             progress=self._progress,
+            beat=watchdog.beat if watchdog else lambda step: None,
+            is_to_stop=lambda: stop.signal is not None,
         )
 
-    def _finish(self, result: TrainingResult) -> None:
-        """Write the timing report and the last record, and close the run's own files."""
-        try:
-            self.performance.export_timing_report(
-                self.directory.timing_report, permissions=self.config.logging.file_permissions
+    def _begin(
+        self,
+        loop: TrainingLoop,
+        checkpoints: Checkpoints,
+        ranks: Ranks,
+        resume: bool | str | os.PathLike[str],
+    ) -> None:
+        """Begin a new attempt: at the first step, or behind a checkpoint."""
+        from foundry_log.training.devices import set_seed
+        from foundry_log.training.run_state import agreed
+
+        path = None if resume is False else self._resumed_path(checkpoints, resume)
+        if path is not None:
+            loop.restore(
+                checkpoints.load(
+                    path, model=loop.model.state_dict(), optimizer=loop.optimizer.state_dict()
+                )
             )
+        elif ranks.size > 1:  # the same weights on each rank, but other activations dropped
+            set_seed(loop.device, self.config.random_seed + ranks.rank)
+        step = self._progress.steps_done
+        if ranks.rank:
+            loop.attempt = self.metrics.resume(step, agreed(0, ranks))
+        else:
+            loop.attempt = agreed(self.metrics.resume(step), ranks)
+            checkpoints.set_aside(step)  # now that all ranks have read theirs
+        self.logger.update_context(attempt=loop.attempt)
+
+    def _resumed_path(
+        self, checkpoints: Checkpoints, resume: bool | str | os.PathLike[str]
+    ) -> Path | None:
+        if not isinstance(resume, bool):
+            return Path(resume)
+        latest = checkpoints.latest()
+        if latest is None:
+            self.logger.info(
+                "There is no checkpoint to go on from: starting at the first step",
+                checkpoint_dir=self.directory.checkpoints,
+            )
+            return None
+        return latest.path
+
+    # --- the end ---
+
+    def _log_error(self, error: Exception, device: str) -> None:
+        from foundry_log.training.memory_errors import memory_context
+
+        where = {"step": self._progress.step, "epoch": self._progress.epoch}
+        self.errors.log_error(error, {**where, **memory_context(error, device)})
+
+    def _finish(self, result: TrainingResult, interrupted: str) -> None:
+        """Write the timing report and the last record, and close the run's own files."""
+        path = self.directory.timing_report
+        if self.config.logging.rank_files == "each":
+            path = ranked(path, rank())
+        try:
+            if self.config.logging.rank_files == "each" or not rank():
+                self.performance.export_timing_report(
+                    path, permissions=self.config.logging.file_permissions
+                )
         except OSError as error:
             self.logger.warning("The timing report could not be written: %s", error)
-        if result.interrupted:
+        if interrupted:
             self.logger.warning(
-                "Training interrupted", step=result.steps, epoch=self._progress.epoch
+                "Training interrupted",
+                step=result.steps,
+                epoch=self._progress.epoch,
+                by=interrupted,
+                checkpoint_dir=result.checkpoint,
             )
         self.metrics.close()
         self.errors.close()

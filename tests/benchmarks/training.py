@@ -25,7 +25,7 @@ def on_top_of_off(directory: Path) -> Iterator[Subject]:
     do next to nothing, so that what logging adds is not lost in the noise of what they take; the
     model's parameters have the demo's names, of which each hundredth line has the norms.
     """
-    from foundry_log import Trainer, configure
+    from foundry_log import Trainer, Watchdog, configure
     from foundry_log.demo import ProgressHandler, demo_config
 
     config = demo_config("bench", _NEVER, "cpu")
@@ -37,7 +37,11 @@ def on_top_of_off(directory: Path) -> Iterator[Subject]:
     quiet.logging.log_detailed_metrics_every_n_steps = _NEVER
     quiet.logging.log_memory_every_n_steps = _NEVER
     trainer = Trainer(config, directory)
-    loops = [_loop(trainer, each) for each in (config, quiet)]
+    watchdog = Watchdog(600, trainer.errors)
+    loops = [
+        _loop(trainer, config, watchdog.beat),
+        _loop(trainer, quiet, lambda step: None),
+    ]
     handler = ProgressHandler(_NoView())
     sinks = logging.getLogger("foundry_log.metrics.bench")
     with silent_console(), configure(config, directory):
@@ -72,17 +76,18 @@ def _timed(loop: Any, batches: Any, turn: int) -> int:
     return time.perf_counter_ns() - started
 
 
-def _loop(trainer: Any, config: Any) -> tuple[Any, Any]:
+def _loop(trainer: Any, config: Any, beat: Any) -> tuple[Any, Any]:
     """Return a loop over stand-ins, and the batches that it never comes to the end of."""
     import torch
 
     from foundry_log.training.data import Datasets
     from foundry_log.training.loop import TrainingLoop
     from foundry_log.training.model import LanguageModel
+    from foundry_log.training.ranks import Ranks
     from foundry_log.training.result import Progress
 
     class Model(LanguageModel):
-        def loss(self, tokens: Any, targets: Any) -> Any:
+        def forward(self, tokens: Any, targets: Any = None) -> Any:
             return first.sum()
 
     class Optimizer:
@@ -98,17 +103,20 @@ def _loop(trainer: Any, config: Any) -> tuple[Any, Any]:
     first = next(model.parameters())
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    data: Any = Datasets(range(_NEVER * config.training.batch_size), range(0), 1.0, {})  # type: ignore[arg-type]
+    data: Any = Datasets(range(_NEVER * config.training.batch_size), range(0), 1.0)  # type: ignore[arg-type]
     loop = TrainingLoop(
         config,
         model,
         data,
         torch.device("cpu"),
+        ranks=Ranks(),
         logger=trainer.logger,
         metrics=trainer.metrics,
         performance=trainer.performance,
         checkpoints=None,  # type: ignore[arg-type]
         progress=Progress(),
+        beat=beat,
+        is_to_stop=lambda: False,
     )
     loop.optimizer = Optimizer()  # type: ignore[assignment]
     return loop, itertools.repeat((torch.zeros(1), torch.zeros(1)))

@@ -63,7 +63,7 @@ class InterruptAt(logging.Handler):
         self.step = step
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.__dict__["foundry_entry"]["step"] == self.step:
+        if record.__dict__["foundry_entry"].get("step") == self.step:
             signal.raise_signal(signal.SIGINT)
 
 
@@ -151,7 +151,8 @@ class TestMoments:
         assert context["num_examples"] == 59  # (950 - 1) // 16
         assert context["num_eval_examples"] == 3  # (50 - 1) // 16
         assert context["columns"] == ["input_ids", "labels"]
-        assert context["source"] == str(temp_workspace / "data")
+        (record,) = records(trainer.directory, "Text read")
+        assert record["context"]["source"] == str(temp_workspace / "data")
 
     def test_checkpoints_are_logged(
         self, tiny_config: ExperimentConfig, temp_workspace: Path
@@ -232,7 +233,7 @@ class TestErrors:
         with pytest.raises(OSError):
             trainer.train()
         assert len(strict_lines(trainer.directory.metrics)) == 5
-        assert "load_data" in json.loads(trainer.directory.timing_report.read_text())
+        assert "tokenize" in json.loads(trainer.directory.timing_report.read_text())
         assert trainer.result is not None
         assert (trainer.result.steps, trainer.result.interrupted) == (5, False)
 
@@ -389,8 +390,14 @@ class TestEndToEnd:
     """Everything on."""
 
     @pytest.fixture
-    def everything(self, tiny_config: ExperimentConfig, temp_workspace: Path) -> Trainer:
-        """A run of two epochs and a bit with all of logging on, ended by an error."""
+    def everything(
+        self,
+        tiny_config: ExperimentConfig,
+        temp_workspace: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> Trainer:
+        """A run of two epochs and a bit with all of logging on, ended by an error; no W&B there."""
+        monkeypatch.setitem(sys.modules, "wandb", None)
         tiny_config.data.max_megabytes = 0.00045  # 13 steps an epoch
         tiny_config.training.epochs = None
         tiny_config.training.train_steps = 30
@@ -413,7 +420,7 @@ class TestEndToEnd:
         THEN: each .jsonl file is there, and every line of it is strict JSON that reads back.
         """
         files = sorted(path.name for path in everything.directory.path.glob("*.jsonl"))
-        assert files == ["errors.jsonl", "metrics.jsonl", "run.jsonl"]
+        assert files == ["errors.jsonl", "metrics.jsonl", "run.jsonl", "system_metrics.jsonl"]
         for name in files:
             path = everything.directory.path / name
             reader = read_jsonl(path)
@@ -467,7 +474,8 @@ class TestEndToEnd:
         """
         report = json.loads(everything.directory.timing_report.read_text())
         assert {name: timer["count"] for name, timer in report.items()} == {
-            "load_data": 1,
+            "read_text": 1,
+            "tokenize": 1,
             "data": 30,
             "forward": 30,
             "backward": 30,

@@ -14,10 +14,11 @@ from foundry_log.training.tokenizer import ByteTokenizer
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'foundry_log[torch]'")
 
 from foundry_log.training.data import (  # noqa: E402 - it imports torch
+    Datasets,
     TokenDataset,
     epoch_order,
-    load_datasets,
     read_corpus,
+    split,
     tokenize,
 )
 
@@ -182,6 +183,13 @@ class TestExamples:
         assert not torch.equal(epoch_order(100, seed=1, epoch=1), epoch_order(100, seed=1, epoch=2))
 
 
+def loaded(config: DataConfig, tokenizer: Any) -> Datasets:
+    """The text, tokenized and split."""
+    corpus = read_corpus(config)
+    tokens = tokenize(corpus.texts, tokenizer)
+    return split(tokens, config, corpus.bytes_read / len(tokens))
+
+
 class TestDatasets:
     """The whole way."""
 
@@ -189,7 +197,7 @@ class TestDatasets:
         """Training sees nothing of it."""
         (tmp_path / "a.py").write_text("a" * 90 + "b" * 10)
         config = DataConfig(path=tmp_path, sequence_length=3, eval_fraction=0.1)
-        data = load_datasets(config, ByteTokenizer())
+        data = loaded(config, ByteTokenizer())
         ((inputs, _),) = data.train.batches(1000)
         ((kept, _),) = data.evaluation.batches(1000)
         assert set(inputs.flatten().tolist()) == {ord("a")}
@@ -199,13 +207,15 @@ class TestDatasets:
         """They are what "Dataset loaded" logs."""
         (tmp_path / "a.py").write_text("a" * 101)
         config = DataConfig(path=tmp_path, sequence_length=10, eval_fraction=0.0)
-        facts = load_datasets(config, ByteTokenizer()).facts
+        facts = loaded(config, ByteTokenizer()).facts()
         assert (facts["num_examples"], facts["num_eval_examples"]) == (10, 0)
         assert facts["columns"] == ["input_ids", "labels"]
-        assert (facts["tokens"], facts["bytes"], facts["files"]) == (101, 101, 1)
+        assert facts["sequence_length"] == 10
+        read = read_corpus(config).facts()
+        assert (read["source"], read["bytes"], read["files"]) == (str(tmp_path), 101, 1)
 
     def test_bytes_per_token_are_those_of_the_text(self, tmp_path: Path) -> None:
         """They turn nats per token into bits per byte."""
         (tmp_path / "a.py").write_text("abcdef")
         config = DataConfig(path=tmp_path, sequence_length=1)
-        assert load_datasets(config, GivenTokens([1, 2, 3])).bytes_per_token == 2.0
+        assert loaded(config, GivenTokens([1, 2, 3])).bytes_per_token == 2.0

@@ -378,7 +378,8 @@ class TestWhatIsLogged:
         trainer = Trainer(tiny_config, tmp_path)
         trainer.train()
         assert set(json.loads(trainer.directory.timing_report.read_text())) == {
-            "load_data",
+            "read_text",
+            "tokenize",
             "evaluate",
             "save_model",
             "save_optimizer",
@@ -395,14 +396,21 @@ class TestWhatIsLogged:
         assert names == ["step_000004", "step_000008", "step_000010"]
 
     @pytest.mark.parametrize(("wanted", "warnings"), [(True, 1), (False, 0)])
-    def test_wandb_gives_one_warning(
-        self, tiny_config: ExperimentConfig, tmp_path: Path, wanted: bool, warnings: int
+    def test_wandb_that_is_not_installed_gives_one_warning(
+        self,
+        tiny_config: ExperimentConfig,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        wanted: bool,
+        warnings: int,
     ) -> None:
-        """The sink is not there yet, and the run says so instead of keeping silent."""
+        """It says what to install, and the run goes on."""
+        monkeypatch.setitem(sys.modules, "wandb", None)
         tiny_config.logging.log_to_wandb = wanted
         trainer = Trainer(tiny_config, tmp_path)
-        trainer.train()
-        assert sum("log_to_wandb" in message for message in messages(trainer)) == warnings
+        assert trainer.train().steps == 10
+        said = [text for text in messages(trainer) if "pip install 'foundry_log[wandb]'" in text]
+        assert len(said) == warnings
 
     def test_a_report_that_cannot_be_written_is_a_warning(
         self, tiny_config: ExperimentConfig, tmp_path: Path
