@@ -10,11 +10,9 @@ import json
 import math
 import os
 import socket
-import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from foundry_log.sinks.wandb import _can_log_in
 
 pytest.importorskip("wandb", reason="needs wandb: pip install 'foundry_log[test-frameworks]'")
 
-from wandb.proto import wandb_internal_pb2 as protocol
+from tests.wandb_files import WandbRun
 
 pytestmark = [pytest.mark.integration, pytest.mark.frameworks]
 
@@ -94,50 +92,6 @@ def run(script: str, directory: Path, **environment: str) -> subprocess.Complete
     return done
 
 
-def records(path: Path) -> Iterator[Any]:
-    """The records of a `.wandb` file: chunks in blocks of 32 KiB, behind a header of 7 bytes."""
-    data, position, record = path.read_bytes(), 7, b""
-    while position < len(data):
-        left = 32_768 - position % 32_768
-        if left < 7:
-            position += left
-            continue
-        _, size, kind = struct.unpack("<IHB", data[position : position + 7])
-        record += data[position + 7 : position + 7 + size]
-        position += 7 + size
-        if kind in (1, 4):  # a whole one, or its last chunk
-            yield protocol.Record.FromString(record)
-            record = b""
-
-
-class Read:
-    """What stands in the one offline run of a directory."""
-
-    def __init__(self, directory: Path) -> None:
-        self.paths = sorted(directory.glob("w/wandb/offline-run-*/*.wandb"))
-        self.records = list(records(self.paths[-1]))
-
-    def of(self, kind: str) -> list[Any]:
-        """The records of a kind."""
-        return [getattr(each, kind) for each in self.records if each.HasField(kind)]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of the history without W&B's own fields, but for the time."""
-        return [_row(record) for record in self.of("history")]
-
-
-def _row(record: Any) -> dict[str, Any]:
-    """The fields of a row; those of an object W&B has taken apart are together again."""
-    row: dict[str, Any] = {}
-    for item in record.item:
-        *outer, name = item.nested_key
-        inner = row
-        for each in outer:
-            inner = inner.setdefault(each, {})
-        inner[name] = json.loads(item.value_json)
-    return {name: value for name, value in row.items() if name not in ("_step", "_runtime")}
-
-
 def place(tmp: pytest.TempPathFactory, name: str) -> Path:
     """A directory with a checkpoint."""
     directory = tmp.mktemp(name)
@@ -147,17 +101,17 @@ def place(tmp: pytest.TempPathFactory, name: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Read, str]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, WandbRun, str]:
     """A run with everything in it: its directory, its records, and what the process said."""
     directory = place(tmp_path_factory, "whole")
     done = run(f"CHECKPOINTS = 'reference'{EVERYTHING}", directory)
-    return directory, Read(directory), done.stdout + done.stderr
+    return directory, WandbRun(directory), done.stdout + done.stderr
 
 
 class TestARun:
     """Everything a run sends."""
 
-    def test_each_step_is_a_row_with_its_values(self, whole: tuple[Path, Read, str]) -> None:
+    def test_each_step_is_a_row_with_its_values(self, whole: tuple[Path, WandbRun, str]) -> None:
         """Late, repeated, rewound and non-finite ones too, and `step` is the axis."""
         _, read, _ = whole
         rows = [{name: each for name, each in row.items() if name[0] != "_"} for row in read.rows()]
@@ -175,14 +129,14 @@ class TestARun:
         ]
         assert ("*", "step") in [(each.glob_name, each.step_metric) for each in read.of("metric")]
 
-    def test_the_configuration_is_the_runs(self, whole: tuple[Path, Read, str]) -> None:
+    def test_the_configuration_is_the_runs(self, whole: tuple[Path, WandbRun, str]) -> None:
         """Nested as it is."""
         updates = [each for record in whole[1].of("config") for each in record.update]
         found = {each.key: json.loads(each.value_json) for each in updates}
         assert found["model"] == {"layers": 2}
         assert found["rate"] == 0.1
 
-    def test_a_checkpoint_is_an_artifact(self, whole: tuple[Path, Read, str]) -> None:
+    def test_a_checkpoint_is_an_artifact(self, whole: tuple[Path, WandbRun, str]) -> None:
         """Named by a reference, with what is known of it."""
         directory, read, _ = whole
         (artifact,) = read.of("artifact")
@@ -193,14 +147,14 @@ class TestARun:
         assert file.ref == (directory / "checkpoint" / "model.bin").as_uri()
         assert not file.local_path
 
-    def test_an_error_is_an_alert(self, whole: tuple[Path, Read, str]) -> None:
+    def test_an_error_is_an_alert(self, whole: tuple[Path, WandbRun, str]) -> None:
         """Titled by its first line; what is below a warning is none."""
         error, own = whole[1].of("alert")
         assert (error.title, error.level) == ("loss is NaN", "ERROR")
         assert "at step 6" in error.text
         assert (own.title, own.text, own.level) == ("own", "text", "INFO")
 
-    def test_it_is_quiet_and_loses_nothing(self, whole: tuple[Path, Read, str]) -> None:
+    def test_it_is_quiet_and_loses_nothing(self, whole: tuple[Path, WandbRun, str]) -> None:
         """The process says only what the script prints."""
         directory, read, said = whole
         (run_id,) = {each.run_id for each in read.of("run")}
@@ -209,7 +163,7 @@ class TestARun:
         assert "wandb:" not in said
         assert (directory / "w" / "wandb_run_id").read_text() == f"{run_id}\n"
 
-    def test_it_has_its_name_and_tags(self, whole: tuple[Path, Read, str]) -> None:
+    def test_it_has_its_name_and_tags(self, whole: tuple[Path, WandbRun, str]) -> None:
         """As they were given."""
         (record,) = whole[1].of("run")
         assert (record.project, record.display_name) == ("project", "name")
@@ -222,7 +176,7 @@ def test_a_checkpoint_is_uploaded_where_that_is_wanted(
     """Its files, from where wandb has put them."""
     directory = place(tmp_path_factory, "upload")
     run(f"CHECKPOINTS = 'upload'{EVERYTHING}", directory)
-    (artifact,) = Read(directory).of("artifact")
+    (artifact,) = WandbRun(directory).of("artifact")
     (file,) = artifact.manifest.contents
     assert (file.path, file.size, file.ref) == ("model.bin", 3, "")
     assert file.local_path
@@ -237,7 +191,7 @@ wandb.finish()
 print(wandb.run_id)
 """
     first, second = run(script, tmp_path).stdout, run(script, tmp_path).stdout
-    read = Read(tmp_path)
+    read = WandbRun(tmp_path)
     (record,) = read.of("run")
 
     assert first == second
@@ -261,7 +215,7 @@ print(dict(wandb.losses))
     warning, last = done.stdout.splitlines()
     assert "'wandb login'" in warning
     assert "'wandb sync" in warning
-    assert Read(tmp_path).paths[0].parent.match(warning.rpartition("'wandb sync ")[2][:-1])
+    assert WandbRun(tmp_path).paths[0].parent.match(warning.rpartition("'wandb sync ")[2][:-1])
     assert (last, done.stderr) == ("{}", "")
 
 
@@ -433,7 +387,7 @@ model(torch.ones(1, 2)).sum().backward()
 print(dict(wandb.losses), len(model.weight._backward_hooks))
 """
     assert run(script, tmp_path).stdout == "{} 0\n"
-    first, second, third = Read(tmp_path).rows()
+    first, second, third = WandbRun(tmp_path).rows()
     both = {"gradients/weight", "gradients/bias", "parameters/weight", "parameters/bias"}
     assert {name for name in first if "/" in name} == both
     assert first["gradients/weight"]["bins"][0] == 1.0
