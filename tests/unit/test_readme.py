@@ -34,6 +34,8 @@ def test_an_example_prints_what_the_readme_says(
     code: str, output: str | None, tmp_path: Path
 ) -> None:
     """Each block of Python runs by itself in an empty directory."""
+    if "Trainer" in code:
+        pytest.importorskip("torch", reason="needs torch: pip install 'foundry_log[torch]'")
     shutil.copy(ROOT / "logging.ini", tmp_path)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
