@@ -246,7 +246,8 @@ class TrainingConfig(Section):
     """How the model is trained."""
 
     epochs: Count | None = 1
-    """Passes over the training text; None for as many as `train_steps` takes."""
+    """Passes over the training text; None, also where only `train_steps` is given, for as many as
+    those take. Of both given the first that is reached ends the run."""
     train_steps: Count | None = None
     """Optimizer steps after which training ends, in the middle of an epoch too; None for no end
     before the epochs are done."""
@@ -285,6 +286,8 @@ class TrainingConfig(Section):
     def _ends(self) -> TrainingConfig:
         if self.epochs is None and self.train_steps is None:
             raise ValueError("epochs=None and train_steps=None has no end; give one of them")
+        if self.train_steps is not None and "epochs" not in self.model_fields_set:
+            self.__dict__["epochs"] = None  # whoever gives steps alone means these
         return self
 
 

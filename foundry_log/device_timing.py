@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import math
 import os
 from collections import Counter, deque
 from collections.abc import Callable
@@ -251,7 +252,10 @@ class Outstanding:
             elif not stretch.ended.is_done():
                 self._waiting.appendleft(stretch)
                 return False
-            taken.append((stretch, stretch.ended.seconds_since(stretch.began)))
+            seconds = stretch.ended.seconds_since(stretch.began)
+            if not math.isfinite(seconds):
+                raise ValueError(f"{stretch.device} gives {seconds} as the seconds of a block")
+            taken.append((stretch, seconds))
         except Exception as error:
             self.lose(error)
         except BaseException:  # Ctrl-C while it waited

@@ -16,7 +16,12 @@ EVERY = 128
 STAYS = 64
 """Spikes in a row that make a level the usual one."""
 MAX_NAMES = 256
-"""Names of which a state is kept, of each kind of alarm."""
+"""Names that are watched for spikes."""
+MAX_NOT_FINITE = 10_000
+"""Names that are known not to be finite: more than the parameters of a model, whose norms all are
+NaN once its loss is."""
+MAX_VALUES = 65_536
+"""Values that wait at most, of steps with many metrics."""
 LEAST_SPREAD = 0.01
 """Of the median: values that hardly differ are not told apart by their rounding."""
 _TO_SIGMA = 0.6745
@@ -53,14 +58,15 @@ class MetricAlarms:
     `loss` at the end. A value is a spike if it is above all of the latest 128 usual values of its
     metric, or some more (they are taken in 128 steps at a time), and its robust z-score,
     0.6745 (x - median) / MAD, is above `spike_z`. Source: B. Iglewicz, D. C. Hoaglin, "How to
-    Detect and Handle Outliers", ASQC Quality Press (1993). MAD is the median of the absolute
-    deviations from the median; where that is 0 their mean stands in for it, and it counts as 1 % of
-    the median at least: at a `spike_z` of 8 nothing that is less than 12 % above the median is a
-    spike. Where all values are 0 nothing is.
+    Detect and Handle Outliers", ASQC Quality Press (1993). Where all values are above 0, x is their
+    logarithm, since gradient norms scatter by factors. MAD is the median of the absolute deviations
+    from the median; where that is 0 their mean stands in for it, and it counts as 1 % of the median
+    (of logarithms: as 0.01) at least: at a `spike_z` of 8 nothing that is less than 12 % above the
+    median is a spike. Where all values are 0 nothing is.
 
     Values of a spike do not become usual while it lasts; 64 in a row do, and end it. Nothing is
-    judged before 32 values. Memory is bounded: 256 names have a state, of each kind of alarm; of
-    names that are not finite the longest known go first, and spikes in later names are not seen.
+    judged before 32 values. Memory is bounded: 256 names are watched for spikes, later ones are
+    not; 10,000 are known not to be finite, of which the longest known go first.
 
     Nothing here waits, raises or takes a lock, so threads and signal handlers may come at any time;
     what they see of each other's values may be a step old.
@@ -96,10 +102,12 @@ class MetricAlarms:
         for name, watch in watches:
             if metrics[name] > watch.bar:
                 return self._judge(step, metrics, watches)
-        waiting = self._waiting
-        waiting.append(metrics)
-        if len(waiting) >= self._take_in_at:
-            self._take_in()
+        if watches:
+            waiting = self._waiting
+            waiting.append(metrics)
+            count = len(waiting)
+            if count >= self._take_in_at or count * len(metrics) > MAX_VALUES:
+                self._take_in()
         return []
 
     def _judge(self, step: Any, metrics: dict[str, Any], watches: _Watches) -> list[Alarm]:
@@ -146,8 +154,9 @@ class MetricAlarms:
                 if over is not None:
                     since, steps = over.since_step, over.steps
                     found.append(Alarm(name, value, over.kind, since_step=since, steps=steps))
-        for name in list(known)[:-MAX_NAMES]:
-            known.pop(name, None)
+        if len(known) > MAX_NOT_FINITE:
+            for name in list(known)[:-MAX_NOT_FINITE]:
+                known.pop(name, None)
         return found
 
 
@@ -200,16 +209,15 @@ class _Watch:
         if number <= self.bar:
             self.take([number])
             return []
-        median, spread = _median_and_spread(self._values)
-        limit = median + self._spike_z * spread / _TO_SIGMA if spread else math.inf
+        usual = _Usual(self._values)
+        limit = usual.value_at(self._spike_z)
         if number <= limit:
             self.take([number])
             self.bar = limit
             return []
         self._spike = _Spike(step, max(limit, self.bar), [number])
         self.bar = -math.inf  # the next value is news, whatever it is
-        score = _TO_SIGMA * (number - median) / spread
-        return [Alarm(self.name, number, "spike", score, median)]
+        return [Alarm(self.name, number, "spike", usual.z_score(number), usual.median)]
 
     def _go_on(self, spike: _Spike, number: float) -> list[Alarm]:
         if number > spike.limit:
@@ -237,18 +245,38 @@ def _finite(value: Any) -> float | None:
     return number if isfinite(number) else None
 
 
-def _median_and_spread(values: list[float]) -> tuple[float, float]:
-    """Return the median and the MAD, or what stands in for it."""
-    middle = _median(values)
-    deviations = [abs(value - middle) for value in values]
-    spread = _median(deviations)
-    if not spread:
-        spread = _MEAN_TO_MEDIAN * sum(deviations) / len(deviations)
-    return middle, max(spread, LEAST_SPREAD * abs(middle))
+class _Usual:
+    """Median and spread of values, and how far from them others are."""
+
+    def __init__(self, values: list[float]) -> None:
+        ordered = sorted(values)
+        self.median = _middle(ordered)
+        self._is_log = ordered[0] > 0
+        if self._is_log:
+            ordered = list(map(math.log, ordered))
+        self._middle = middle = _middle(ordered)
+        # Down to the median and up again: two runs, which are sorted in no time.
+        deviations = sorted([abs(value - middle) for value in ordered])
+        spread = _middle(deviations) or _MEAN_TO_MEDIAN * sum(deviations) / len(deviations)
+        self._spread = max(spread, LEAST_SPREAD * (1 if self._is_log else abs(middle)))
+
+    def z_score(self, value: float) -> float:
+        """Return the robust z-score of a value above the median."""
+        place = math.log(value) if self._is_log else value
+        return _TO_SIGMA * (place - self._middle) / self._spread
+
+    def value_at(self, z_score: float) -> float:
+        """Return the value that has that score; infinity where there is none."""
+        if not self._spread:
+            return math.inf
+        place = self._middle + z_score * self._spread / _TO_SIGMA
+        try:
+            return math.exp(place) if self._is_log else place
+        except OverflowError:
+            return math.inf
 
 
-def _median(values: list[float]) -> float:
-    """Return what `statistics.median` does, in a quarter of its time."""
-    ordered = sorted(values)
+def _middle(ordered: list[float]) -> float:
+    """Return what `statistics.median` does, of sorted values."""
     half = len(ordered) // 2
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2

@@ -68,9 +68,9 @@ class MetricsLogger:
     `foundry_log.metrics`, once until an INFO record says that it is over; the handlers at
     `foundry_log.metrics.<experiment>` get both too. Their context: `metric`, `value`, `step`,
     `epoch` and `kind` ("nan", "infinity" or "spike"), of a spike `z_score` and `median`, at the end
-    `since_step` and `steps`. A step that does not rise is written like any other, and a WARNING
-    says so once until steps rise again (`step`, `latest_step`); the same step with other names, as
-    those of an evaluation, is no such case.
+    `since_step` and `steps`. A step that does not rise, also above what those 100 entries show, is
+    written like any other, and a WARNING says so once until steps rise again (`step`,
+    `latest_step`); the same step with other names, as those of an evaluation, is no such case.
 
     Where the records of `foundry_log.metrics` are redacted, so are the lines.
     Safe from several threads, and from several processes that write the same file. Logging
@@ -207,6 +207,8 @@ class MetricsLogger:
         _check_count("step", step, 0)
         highest = self._index.highest_attempt()
         if attempt is None:
+            if self._rank is not None:  # the run may have had another number of ranks, or none
+                highest = max(highest, _end_of(self._path.with_name("metrics.jsonl"))[0])
             attempt = highest + 1
         _check_count("attempt", attempt, max(highest, FIRST_ATTEMPT))
         self._attempt = attempt
@@ -276,11 +278,12 @@ class MetricsLogger:
     def _joined(self) -> int:
         """Return the attempt that this logger takes part in, found out before its first entry."""
         try:
-            found = max(map(attempt_of, tail_jsonl(self._path, LOOKED_AT)), default=FIRST_ATTEMPT)
+            found, step = _end_of(self._path)
         except OSError:  # a line that cannot be written either is reported, and the next one asks
             return FIRST_ATTEMPT
         if self._attempt is None:
-            self._attempt = found
+            self._attempt = found or FIRST_ATTEMPT
+            self._latest.number = max(self._latest.number, step)
         return self._attempt
 
     def _ranked(self, entry: dict[str, Any]) -> dict[str, Any]:
@@ -307,38 +310,45 @@ class MetricsLogger:
         is_direct = (
             handler.is_direct
             and type(handler.formatter) is EntryFormatter
-            and not (sinks.handlers or RedactingFilter.is_used)
+            and not RedactingFilter.is_used
         )
-        if index.is_whole is None or not is_direct:
-            index.before_entry(is_direct)
+        has_sinks = bool(sinks.handlers)  # whose records carry the values: they may change them
+        if index.is_whole is None or has_sinks or not is_direct:
+            index.before_entry(is_direct and not has_sinks)
         if not is_direct:
-            self._write_record(_titled(kind, entry), entry)
+            record = entry_record(sinks.name, INFO, _titled(kind, entry), entry)
+            handler.handle(record)
+            self._hand_to_sinks(record)
             return
         # The handler's one filter redacts, so it has nothing to do.
         parts = (time.time(), INFO, "INFO", sinks.name, kind, entry)
-        if type(values) is dict and "metrics" in entry:
+        if type(values) is dict and "metrics" in entry and not has_sinks:
             index.logged.add(values)
         try:
             handler.write(entry_line(parts[0], entry) + b"\n", parts)
         except BaseException:  # Ctrl-C: the line may stand in the file, or not
             index.is_whole = False
             raise
-
-    def _write_record(self, message: str, entry: dict[str, Any]) -> None:
-        sinks = self._sinks
-        record = entry_record(sinks.name, INFO, message, entry)
-        self._handler.handle(record)
-        self._hand_to_sinks(record)
+        if has_sinks:
+            record = entry_record(sinks.name, INFO, _titled(kind, entry), entry)
+            record.created, record.msecs = parts[0], parts[0] % 1 * 1000
+            self._hand_to_sinks(record)
 
     def _hand_to_sinks(self, record: logging.LogRecord) -> None:
         if self._sinks.handlers:
             try:
-                self._sinks.handle(record)
+                # Not by `handle`: somebody's dictConfig may have disabled the logger.
+                passed: Any = self._sinks.filter(record)
+                if passed:
+                    self._sinks.callHandlers(record if passed is True else passed)
             except Exception as error:  # a handler of somebody else's that lets its errors out
                 self._report_sink(cause_of(error))
 
     def _say_late(self, step: int, latest: float) -> None:
-        message = f"Step {_text(step)} comes after step {_text(latest)}; it is written all the same"
+        message = (
+            f"Step {_text(step)} comes after step {_text(latest)}; it is written all the same. A "
+            "run that goes on behind a checkpoint, or begins anew, says so by resume()"
+        )
         _tell(_record(WARNING, message, {"step": step, "latest_step": latest}))
 
     def _raise_alarms(self, alarms: list[Alarm], entry: dict[str, Any]) -> None:
@@ -404,9 +414,13 @@ class _Index:
             return self._read.summary(name)
 
     def _read_on(self) -> None:
-        known = dict(self._attempts.markers)
+        known, read, was_stale = dict(self._attempts.markers), self._read, self._is_stale
+        # Until the end: after an error the cursor gives again what was taken in, and a signal
+        # handler that asks meanwhile has to begin again.
+        self._is_stale = True
         self._cursor.advance(self._take)
-        self._is_stale = self._is_stale or self._attempts.markers != known
+        has_news = self._attempts.markers != known
+        self._is_stale = was_stale or has_news or self._read is not read
 
     def _begin_again(self) -> None:
         """Read all once more: an attempt has turned up that supersedes what was taken in."""
@@ -428,6 +442,17 @@ class _Index:
                 return not any(part.size for parts in found.values() for part in parts)
         except OSError:
             return False
+
+
+def _end_of(path: Path) -> tuple[int, float]:
+    """Return the highest attempt among the last entries of a history, and its highest step.
+
+    0 and minus infinity where there are none.
+    """
+    entries = tail_jsonl(path, LOOKED_AT)
+    attempt = max(map(attempt_of, entries), default=0)
+    steps = (entry.get("step") for entry in entries if attempt_of(entry) == attempt)
+    return attempt, max((step for step in steps if type(step) is int), default=-math.inf)
 
 
 def _check_count(name: str, value: Any, least: int) -> None:

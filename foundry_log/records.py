@@ -244,6 +244,7 @@ def _detached(record: logging.LogRecord) -> logging.LogRecord:
     copy = logging.LogRecord.__new__(logging.LogRecord)  # a class of somebody's would format again
     fields = copy.__dict__
     fields.update(record.__dict__)
+    fields.pop(_PLAIN_ENTRY, None)  # who formats the copy looks at its entry again
     if type(record.msg) is not str or record.args or type(record) is not logging.LogRecord:
         fields["msg"], fields["args"] = message_of(record)[0], None
         fields.pop(TEXT, None)  # the two attributes of the message count with it alone

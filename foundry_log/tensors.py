@@ -26,7 +26,8 @@ def plain_metrics(metrics: Any) -> Any:
     if type(metrics) is dict:
         fields = metrics.copy()
         for name, value in fields.items():
-            if type(value) not in _SCALARS or type(name) is not str:
+            kind = type(value)  # most are floats
+            if (kind is not float and kind not in _SCALARS) or type(name) is not str:
                 break
         else:
             return fields

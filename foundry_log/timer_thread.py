@@ -81,14 +81,14 @@ class TimerThread:
 
     def _run(self, stop: threading.Event) -> None:
         wait_s = 0.0
-        while not stop.wait(wait_s):
+        while not stop.wait(min(wait_s, threading.TIMEOUT_MAX)):
             try:
                 wait_s = self._work()
-            except Exception as error:
+            except BaseException as error:  # an exit would end the thread and nothing else
                 wait_s = RETRY_S
                 self._count(error)
 
-    def _count(self, error: Exception) -> None:
+    def _count(self, error: BaseException) -> None:
         cause = cause_of(error)
         self.failures[cause] += 1
         if self.failures[cause] == 1:

@@ -24,6 +24,7 @@ import os
 import stat
 import time
 import weakref
+from typing import Any
 
 from foundry_log.files import locks
 
@@ -184,6 +185,14 @@ class AppendFile:
             if descriptor >= 0:
                 os.close(descriptor)
         _open_files.discard(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be copied: the copy's end would close descriptors of this one.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(f"{type(self).__name__} holds open files and cannot be copied or pickled")
 
     def __del__(self) -> None:
         self.close()  # a writer that was dropped holds neither descriptors nor its lock

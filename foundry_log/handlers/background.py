@@ -483,6 +483,9 @@ def _drain_at_exit() -> None:
     """
     if _drain_all in _at_exit:
         return
+    # Its exit function comes behind ours then: a handler may need an executor for what is left.
+    import concurrent.futures.thread  # noqa: F401
+
     _at_exit.append(_drain_all)
     register: Any = getattr(threading, "_register_atexit", None)
     try:

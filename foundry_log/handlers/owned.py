@@ -57,12 +57,12 @@ class _SameRedaction(logging.Filter):
         self._logger = logger
 
     def filter(self, record: logging.LogRecord) -> bool:
-        for redaction in _redactions(self._logger):
+        for redaction in redactions(self._logger):
             redaction.filter(record)
         return True
 
 
-def _redactions(logger: Any) -> Iterator[RedactingFilter]:
+def redactions(logger: Any) -> Iterator[RedactingFilter]:
     """Yield the redacting filters of all handlers that the logger's records reach."""
     while isinstance(logger, logging.LoggerAdapter):
         logger = logger.logger

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
 import os
 import random
@@ -10,8 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from foundry_log.filters import RedactingFilter
 from foundry_log.handlers.background import BackgroundHandler
 from foundry_log.handlers.losses import cause_of
+from foundry_log.handlers.owned import redactions
 from foundry_log.records import ENTRY, Parts, message_of
 from foundry_log.text_formatters import PlainFormatter
 
@@ -36,8 +40,9 @@ class SinkHandler(BackgroundHandler):
     a record has arrived. Where the tracker's package is missing, a WARNING says what to install,
     and all records are counted and let go at once.
 
-    What the sink's own thread logs does not come back to it. A sink belongs to the process that
-    made it: in a forked child it takes nothing and counts that as `forked`; after `close` as
+    Where a logger's records are redacted, by a handler of its own or above, so is what is sent of
+    them. What the sink's own thread logs does not come back to it. A sink belongs to the process
+    that made it: in a forked child it takes nothing and counts that as `forked`; after `close` as
     `closed`. The end of the program closes it. Thread-safe.
 
     Leave the handler's level alone: metrics are INFO records, and `text_level` is for the others.
@@ -154,6 +159,12 @@ class SinkHandler(BackgroundHandler):
             return False
         return super().handle(record)
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a copy of the record, without what is taken out of its logger's records."""
+        if RedactingFilter.is_used:  # behind a queue they redact copies of their own
+            record = _redacted(record)
+        super().emit(record)
+
     def _is_own(self) -> bool:
         return self._owner == os.getpid()
 
@@ -208,7 +219,7 @@ class _Delivery(logging.Handler):
         self._ending = threading.Event()
         self._is_open = False
         self._is_missing = False
-        self._error: Exception | None = None  # the latest, while the sink is failing
+        self._error: BaseException | None = None  # the latest, while the sink is failing
         self._tried = float("-inf")  # when opening was tried last, or failing began
         self._lost = 0  # records, while the sink is failing
         self._warned: set[str] = set()
@@ -241,17 +252,20 @@ class _Delivery(logging.Handler):
         self._is_open = False
         try:
             self._sink.end()
-        except Exception as error:
+        except BaseException as error:  # a tracker's exit would end the thread and nothing else
             message = "%s could not finish: %s"
             self._warn("end", message, type(self._sink).__name__, _shown(error), error=error)
 
     def _deliver(self, record: logging.LogRecord) -> None:
         for pause_s in self._pauses():
             try:
+                work = _work(self._sink, record)
+                if work is None:
+                    return
                 self._make_ready()
                 self._sink.created = record.created
-                _dispatch(self._sink, record)
-            except Exception as error:
+                work()
+            except BaseException as error:  # a tracker's exit or CancelledError is a failure too
                 failure = error
             else:
                 self._note_success()
@@ -273,7 +287,7 @@ class _Delivery(logging.Handler):
         """Open the tracker, where it is time to.
 
         Raises:
-            Exception: it is not open.
+            BaseException: it is not open.
         """
         if self._error is not None and time.monotonic() < self._tried + self._reopen_after_s:
             if not self._is_open:
@@ -294,10 +308,10 @@ class _Delivery(logging.Handler):
     def _note_success(self) -> None:
         if self._error is not None:
             name = type(self._sink).__name__
-            _log.info("%s works again; it lacks %d records", name, self._lost)
+            _log.info("%s works again; records that it lacks: %d", name, self._lost)
             self._error = None
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: BaseException) -> None:
         sink = self._sink
         if self._error is None:
             self._lost = 0
@@ -318,45 +332,68 @@ class _Delivery(logging.Handler):
             _log.warning(message, *args, exc_info=error)
 
 
-def _dispatch(sink: SinkHandler, record: logging.LogRecord) -> None:
-    """Call the method of the sink that the record is for."""
+def _work(sink: SinkHandler, record: logging.LogRecord) -> Callable[[], object] | None:
+    """Return what the sink does about a record; None where that is nothing."""
     call: Any = record.__dict__.get(_CALL)
-    entry: Any = record.__dict__.get(ENTRY)
     if call is not None:
-        call()
-    elif type(entry) is not dict:
-        sink.text(record)
-    elif "metrics" in entry:
-        values = flat_numbers(entry["metrics"])
-        sink.metrics(entry["step"], entry["epoch"], values, entry)
-    elif "summary" in entry:
-        sink.summary(entry["epoch"], flat_numbers(entry["summary"]), entry)
-    elif "resumed_from_step" in entry:
-        sink.resumed(entry.get("attempt", 1), entry["resumed_from_step"])
-    elif "config" in entry:
-        sink.config(entry["config"])
-    elif "checkpoint" in entry:
-        sink.checkpoint(entry["checkpoint"])
-    elif "system" in entry:
-        sink.system(flat_numbers(entry["system"]))
+        return call  # type: ignore[no-any-return]
+    found = _addressed(record)
+    if found is None or getattr(type(sink), found[0]) is getattr(SinkHandler, found[0]):
+        return None
+    return functools.partial(getattr(sink, found[0]), *found[1:])
+
+
+def _addressed(record: logging.LogRecord) -> tuple[Any, ...] | None:
+    """Return the name of the method that a record is for, and its arguments."""
+    entry: Any = record.__dict__.get(ENTRY)
+    if type(entry) is not dict:
+        return "text", record
+    if "metrics" in entry:
+        return "metrics", entry["step"], entry["epoch"], flat_numbers(entry["metrics"]), entry
+    if "summary" in entry:
+        return "summary", entry["epoch"], flat_numbers(entry["summary"]), entry
+    if "resumed_from_step" in entry:
+        return "resumed", entry.get("attempt", 1), entry["resumed_from_step"]
+    if "system" in entry:
+        return "system", flat_numbers(entry["system"])
+    name = next((name for name in ("config", "checkpoint") if name in entry), None)
+    return (name, entry[name]) if name else None
 
 
 def flat_numbers(values: Any) -> dict[str, float]:
     """Return the numbers of a nested dict under names like `outer/inner`; what is none is left out.
 
-    True and False are 1 and 0.
+    True and False are 1 and 0; integers beyond the floats, which trackers refuse, are left out.
     """
     found: dict[str, float] = {}
     if isinstance(values, Mapping):
         for name, value in values.items():
             if isinstance(value, bool):
                 found[str(name)] = int(value)
-            elif isinstance(value, (int, float)):
+            elif isinstance(value, float) or (isinstance(value, int) and _is_a_float(value)):
                 found[str(name)] = value
             elif isinstance(value, Mapping):
                 inner = flat_numbers(value)
                 found.update({f"{name}/{below}": number for below, number in inner.items()})
     return found
+
+
+def _is_a_float(value: int) -> bool:
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
+
+
+def _redacted(record: logging.LogRecord) -> logging.LogRecord:
+    """Return the record, or a copy of it where its logger's records are redacted."""
+    found = list(redactions(logging.getLogger(record.name)))
+    if found:
+        record = copy.copy(record)  # other handlers may be meant to see it as it is
+        for redaction in found:
+            redaction.filter(record)
+    return record
 
 
 def _level_of(level: str | int) -> int:

@@ -42,6 +42,7 @@ class TensorBoardHandler(SinkHandler):
         self.flush_secs = flush_secs
         self._writer: Any = None
         self._step = 0  # the latest
+        self._config: Mapping[str, Any] | None = None
         super().__init__(**options)
 
     def open(self) -> None:
@@ -65,6 +66,7 @@ class TensorBoardHandler(SinkHandler):
 
     def config(self, values: Mapping[str, Any]) -> None:
         """Write the configuration as a block of JSON."""
+        self._config = values
         self._add_text("config", _block(json.dumps(values, indent=2)), 0)
 
     def checkpoint(self, facts: Mapping[str, Any]) -> None:
@@ -76,9 +78,11 @@ class TensorBoardHandler(SinkHandler):
         self._add_text(f"log/{record.levelname}", _block(self.format(record)), self._step)
 
     def resumed(self, attempt: int, step: int) -> None:
-        """Have the steps behind `step` forgotten that are there already."""
+        """Have the steps behind `step` forgotten that are there already; all of them behind 0."""
         self._step = step
-        self._begin(purge_step=step + 1)
+        self._begin(purge_step=step + 1 if step else 0)
+        if not step and self._config is not None:  # which stands at step 0
+            self.config(self._config)
 
     def end(self) -> None:
         """Write what is left, and close the file."""

@@ -274,7 +274,7 @@ class WandbHandler(SinkHandler):
         if self._run_id is None and file is not None and file.exists():
             self._run_id = file.read_text(encoding="utf-8").strip() or None
         if self._run_id is None:
-            self._run_id = uuid.uuid4().hex[:8]
+            self._run_id = new_run_id()
         if file is not None:
             file.write_text(self._run_id + "\n", encoding="utf-8")
         return self._run_id
@@ -310,6 +310,11 @@ class WandbHandler(SinkHandler):
         known = wandb.Settings.model_fields  # which differ from version to version
         ours = {name: value for name, value in ours.items() if name in known}
         return wandb.Settings(**{**ours, **self._settings})
+
+
+def new_run_id() -> str:
+    """Return a run's id that no other run has."""
+    return uuid.uuid4().hex[:8]
 
 
 def _can_log_in() -> bool:

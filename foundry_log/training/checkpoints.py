@@ -101,6 +101,18 @@ class Checkpoints:
         self._keep_last = keep_last
         self._keep_best = keep_best
 
+    def prepare(self) -> None:
+        """Make the directory, and find out now rather than at the first save if none can be made.
+
+        Raises:
+            OSError: checkpoints cannot be written there.
+        """
+        make_directory(self.root)
+        probe = self.root / ".probe"
+        shutil.rmtree(probe, ignore_errors=True)
+        probe.mkdir()
+        probe.rmdir()
+
     def save(
         self,
         step: int,

@@ -13,12 +13,14 @@ from foundry_log.process import memory_usage, rank_fields
 def device_choice(configured: str | None) -> str:
     """Return the configured device, or where there is none `cuda` if torch has a GPU, else `cpu`.
 
-    Under a launcher `cuda` without a number is the GPU of the local rank. Never fails; see
-    `usable_device`.
+    Under a launcher `cuda` without a number is the GPU of the local rank, or the only one that the
+    process may see. Never fails; see `usable_device`.
     """
     name = configured or ("cuda" if torch.cuda.is_available() else "cpu")
     local_rank = rank_fields().get("local_rank")
-    return name if name != "cuda" or local_rank is None else f"cuda:{local_rank}"
+    if name != "cuda" or local_rank is None or torch.cuda.device_count() < 2:
+        return name
+    return f"cuda:{local_rank}"
 
 
 def usable_device(name: str, field: str = "training.device") -> torch.device:

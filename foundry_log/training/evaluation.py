@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 
 import torch
@@ -19,10 +20,11 @@ def evaluate(
     config: TrainingConfig,
     device: torch.device,
     ranks: Ranks,
+    beat: Callable[[], None] = lambda: None,
 ) -> float:
     """Return the mean loss, in nats per token, of the first `eval_batches` that were kept back.
 
-    Each rank computes its share of them, and gets the mean over all.
+    Each rank computes its share of them, and gets the mean over all. `beat` is called before each.
     """
     loss, examples = torch.zeros((), device=device), 0
     batches = islice(data.evaluation.batches(config.batch_size), config.eval_batches)
@@ -30,6 +32,7 @@ def evaluate(
     try:
         with torch.inference_mode():
             for tokens, targets in islice(batches, ranks.rank, None, ranks.size):
+                beat()
                 loss += model(tokens.to(device), targets.to(device)) * len(tokens)
                 examples += len(tokens)
     finally:

@@ -30,6 +30,7 @@ from foundry_log.training.ranks import Ranks, reduce_metrics
 from foundry_log.training.result import Progress, bits_per_byte
 from foundry_log.training.run_state import (
     check_same_data,
+    of_each,
     random_state,
     restore_random_state,
 )
@@ -103,6 +104,10 @@ class TrainingLoop:
         """Train to the end of the plan, or to the step at which it is to stop."""
         self._announce()
         done = self.progress.steps_done
+        if done >= self.plan.total_steps:
+            self._logger.warning(
+                "Nothing is left to train", steps_done=done, total_steps=self.plan.total_steps
+            )
         for epoch in range(done // self.plan.steps_per_epoch + 1, self.plan.epochs + 1):
             self.progress.epoch = epoch
             self._epoch_started = time.monotonic()
@@ -122,18 +127,24 @@ class TrainingLoop:
         state = loaded.state
         check_same_data(state["data"], self._data_facts())
         self.model.load_state_dict(loaded.model)
+        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(loaded.optimizer or {})
-        self.precision.scaler.load_state_dict(state["scaler"])
-        self._first_loss = state["first_loss"].to(self.device)
-        self._loss_sum = state["loss_sum"].to(self.device)
-        self.progress.restore(state["progress"])
+        for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay  # this run's, as its learning rate is
+        if state["scaler"]:  # empty unless the checkpoint's run was in float16
+            self.precision.scaler.load_state_dict(state["scaler"])
+        own = state["ranks"][self.ranks.rank]
+        self._first_loss = own["first_loss"].to(self.device)
+        self._loss_sum = own["loss_sum"].to(self.device)
+        self.progress.restore(own["progress"])
+        self.progress.checkpoint = loaded.checkpoint.path
         if state["schedule"] != self._schedule():
             self._logger.warning(
                 "The learning rate takes another course than before",
                 before=state["schedule"],
                 now=self._schedule(),
             )
-        restore_random_state(state["random"], self.device, self.ranks)
+        restore_random_state(own["random"], self.device)
 
     # --- one step ---
 
@@ -205,7 +216,8 @@ class TrainingLoop:
         metrics = {**figures, **rates, "memory_gb": memory, **self._flops(rates), **more}
         if self._reduces:
             metrics = reduce_metrics(metrics)
-            metrics.update({name: metrics[name] * self.ranks.size for name in rates})
+            summed = metrics.keys() & {*rates, "model_flops_per_sec"}
+            metrics.update({name: metrics[name] * self.ranks.size for name in summed})
         if self._writes:
             self._metrics.log_step(step, self.progress.epoch, metrics)
 
@@ -246,9 +258,15 @@ class TrainingLoop:
 
     def _evaluate(self, step: int) -> dict[str, float]:
         started = time.perf_counter()
-        self._beat(step)
         with self._performance.time_block("evaluate"), self.precision.autocast():
-            loss = evaluate(self.model, self.data, self.config.training, self.device, self.ranks)
+            loss = evaluate(
+                self.model,
+                self.data,
+                self.config.training,
+                self.device,
+                self.ranks,
+                lambda: self._beat(step),
+            )
         bits = bits_per_byte(loss, self.data.bytes_per_token)
         self.progress.evaluated(step, loss, bits)
         figures = {"eval_loss": loss, "eval_bits_per_byte": bits}
@@ -316,11 +334,16 @@ class TrainingLoop:
         return {
             "data": self._data_facts(),
             "schedule": self._schedule(),
-            "random": random_state(self.device, self.ranks),
             "scaler": self.precision.scaler.state_dict(),
-            "first_loss": self._first_loss,
-            "loss_sum": self._loss_sum,
-            "progress": self.progress.state(epoch_seconds=seconds),
+            "ranks": of_each(
+                {
+                    "random": random_state(self.device),
+                    "first_loss": self._first_loss.cpu(),
+                    "loss_sum": self._loss_sum.cpu(),
+                    "progress": self.progress.state(epoch_seconds=seconds),
+                },
+                self.ranks,
+            ),
         }
 
     def _data_facts(self) -> dict[str, Any]:
@@ -328,6 +351,7 @@ class TrainingLoop:
         training = self.config.training
         return {
             "examples": len(self.data.train),
+            "crc32 of their tokens": self.data.train.crc32,
             "data.sequence_length": self.config.data.sequence_length,
             "training.batch_size": training.batch_size,
             "training.gradient_accumulation_steps": training.gradient_accumulation_steps,
@@ -359,6 +383,13 @@ class TrainingLoop:
             steps_done=self.progress.steps_done,
             attempt=self.attempt,
         )
+        if training.train_steps is not None and training.train_steps > self.plan.total_steps:
+            self._logger.warning(
+                "The epochs end before training.train_steps; with epochs=None they would not",
+                train_steps=training.train_steps,
+                total_steps=self.plan.total_steps,
+                epochs=training.epochs,
+            )
 
     def _batches(self, epoch: int) -> Batches:
         """Return this rank's batches of an epoch that have not been trained on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from foundry_log.config import ExperimentConfig
 from foundry_log.metrics import MetricsLogger
@@ -13,28 +13,29 @@ from foundry_log.run_directory import RunDirectory
 from foundry_log.sinks.base import SinkHandler
 from foundry_log.system_metrics import SystemMonitor
 
+_TRACKERS = ("wandb", "tensorboard")
+"""Packages that may log, on threads of their own, about what they are given."""
+
 
 @contextmanager
-def trackers(config: ExperimentConfig, directory: RunDirectory) -> Iterator[None]:
+def trackers(config: ExperimentConfig, directory: RunDirectory, *, is_new: bool) -> Iterator[None]:
     """Send metrics, and whatever is a warning or worse, to the trackers of the configuration.
 
-    They are closed at the end, each within its deadline.
+    They are closed at the end, each within its deadline. `is_new` tells W&B that this is another
+    run than the one before in that directory.
     """
     metrics = logging.getLogger(f"foundry_log.metrics.{config.experiment_name}")
     root = logging.getLogger()
-    sinks = list(_wanted(config, directory))
-    forwards = [_Warnings(sink) for sink in sinks]
-    for sink, forward in zip(sinks, forwards, strict=True):
-        metrics.addHandler(sink)
-        root.addHandler(forward)
-    try:
+    with ExitStack() as stack:  # a Ctrl-C while one is closed leaves no other behind
+        for sink in _wanted(config, directory, is_new):
+            forward = _Warnings(sink)
+            for undo in (sink.close, forward.close):
+                stack.callback(undo)
+            stack.callback(metrics.removeHandler, sink)
+            stack.callback(root.removeHandler, forward)
+            metrics.addHandler(sink)
+            root.addHandler(forward)
         yield
-    finally:
-        for sink, forward in zip(sinks, forwards, strict=True):
-            root.removeHandler(forward)
-            metrics.removeHandler(sink)
-            forward.close()
-            sink.close()
 
 
 @contextmanager
@@ -58,18 +59,21 @@ def system_monitor(
         yield
 
 
-def _wanted(config: ExperimentConfig, directory: RunDirectory) -> Iterator[SinkHandler]:
+def _wanted(
+    config: ExperimentConfig, directory: RunDirectory, is_new: bool
+) -> Iterator[SinkHandler]:
     settings = config.logging
     if rank_fields().get("rank"):
         return  # a tracker gets the first rank's figures, or with `reduce_metrics` those of all
     if settings.log_to_wandb:
-        from foundry_log.sinks.wandb import WandbHandler
+        from foundry_log.sinks.wandb import WandbHandler, new_run_id
 
         yield WandbHandler(
             settings.wandb_project,
             config.experiment_name,
             mode=settings.wandb_mode,
             directory=str(directory.path),
+            run_id=new_run_id() if is_new else None,
             checkpoints=settings.log_checkpoints,
         )
     if settings.log_to_tensorboard:
@@ -86,5 +90,6 @@ class _Warnings(logging.Handler):
         self._sink = sink
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name != "foundry_log.metrics":  # whose alarms have reached it with the metrics
+        # Alarms have reached it with the metrics, and what it says itself must not go round.
+        if record.name != "foundry_log.metrics" and record.name.partition(".")[0] not in _TRACKERS:
             self._sink.handle(record)

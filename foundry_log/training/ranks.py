@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import zlib
@@ -15,6 +16,8 @@ import torch.distributed as dist
 
 from foundry_log.process import rank, rank_fields
 from foundry_log.training.devices import current
+
+_log = logging.getLogger(__name__)
 
 _LEAST_ROOM = 128  # places; a few names more or less seldom cross a power of two
 
@@ -31,7 +34,7 @@ def process_group(device: torch.device, timeout_s: float = 600.0) -> Iterator[Ra
     """Have torch's default process group inside the block, where a launcher has started several.
 
     One that the program has initialised is used and left alone. Without a launcher there is none,
-    nor where MASTER_ADDR is not set: torchrun sets it, for srun it is yours to do.
+    nor, with a warning, where MASTER_ADDR is not set: torchrun sets it, for srun it is yours to do.
 
     Args:
         device: computed on; nccl connects GPUs, gloo the rest.
@@ -48,6 +51,13 @@ def process_group(device: torch.device, timeout_s: float = 600.0) -> Iterator[Ra
         return
     number = rank()
     if number is None or "MASTER_ADDR" not in os.environ:
+        if number is not None:
+            _log.warning(
+                "Rank %d of %d does not know where the others are, and computes alone: set "
+                "MASTER_ADDR and MASTER_PORT, or give each process a directory of its own",
+                number,
+                rank_fields()["world_size"],
+            )
         yield Ranks()
         return
     place = Ranks(number, rank_fields()["world_size"])

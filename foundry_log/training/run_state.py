@@ -14,25 +14,19 @@ from foundry_log.training.ranks import Ranks
 
 def agreed(value: int, ranks: Ranks) -> int:
     """Return the first rank's value, once every rank has come here."""
-    return int(_of_all(value, ranks)[0])
+    return int(of_each(value, ranks)[0])
 
 
-def random_state(device: torch.device, ranks: Ranks) -> list[dict[str, Tensor]]:
-    """Return the state of torch's generators of each rank, the CPU's and the device's.
-
-    A collective of all ranks.
-    """
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of torch's generators, the CPU's and the device's."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
-    return _of_all(state, ranks)
+    return state
 
 
-def restore_random_state(
-    states: list[dict[str, Tensor]], device: torch.device, ranks: Ranks
-) -> None:
+def restore_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
     """Bring back what `random_state` gave, as far as this device has it."""
-    state = states[ranks.rank]
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -61,8 +55,8 @@ def check_same_data(found: Mapping[str, Any], expected: Mapping[str, Any]) -> No
         )
 
 
-def _of_all(value: Any, ranks: Ranks) -> list[Any]:
-    """Return the value of each rank; a collective of all."""
+def of_each(value: Any, ranks: Ranks) -> list[Any]:
+    """Return the value of each rank, first to last; a collective of all. Tensors are the CPU's."""
     if ranks.size == 1:
         return [value]
     values = [None] * ranks.size

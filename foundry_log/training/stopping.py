@@ -26,7 +26,7 @@ class StopRequest:
         """Such as `SIGTERM`; empty without a request."""
         return "" if self.signal is None else signal.Signals(self.signal).name
 
-    def ask(self, number: int, frame: FrameType | None = None) -> None:
+    def end_behind_this_step(self, number: int, frame: FrameType | None = None) -> None:
         """Ask the run to end behind the step at hand."""
         if self.signal is not None:
             act(number)
@@ -50,7 +50,7 @@ def stop_request(is_wanted: bool = True) -> Iterator[StopRequest]:
         is_wanted: False takes note of nothing.
     """
     request = StopRequest()
-    handler = request.ask  # one object, to be recognised by identity
+    handler = request.end_behind_this_step  # one object, to be recognised by identity
     taken = []
     if is_wanted and is_possible():
         taken = [n for n in DEFAULT_SIGNALS if signal.getsignal(n) is signal.SIG_DFL]

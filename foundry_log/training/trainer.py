@@ -52,6 +52,7 @@ class Trainer:
 
     Raises:
         ImportError: torch is not installed.
+        TypeError: `config` is no ExperimentConfig.
 
     Attributes:
         logger: the StructuredLogger of the run, `foundry_log.training`.
@@ -62,6 +63,11 @@ class Trainer:
 
     def __init__(self, config: ExperimentConfig, base_dir: str | os.PathLike[str] = ".") -> None:
         import_extra("torch", "torch", "Trainer")
+        if not isinstance(config, ExperimentConfig):
+            raise TypeError(
+                f"Trainer takes an ExperimentConfig, not {type(config).__name__}; make one of a "
+                "dict with ExperimentConfig(**settings)"
+            )
         self.config = config
         self.directory = RunDirectory.of(base_dir, config.experiment_name)
         self.logger = StructuredLogger("foundry_log.training", config)
@@ -104,27 +110,34 @@ class Trainer:
 
         Raises:
             FileNotFoundError, ValueError: data, tokenizer, device or checkpoint cannot be used.
+            TypeError: `resume` is neither.
+            OSError: checkpoints cannot be written, said before the first step.
             KeyboardInterrupt: it was interrupted; "Training interrupted" is the last record.
             Exception: whatever fails, once it stands in `errors.jsonl`.
         """
         from foundry_log.training.devices import device_choice
 
+        if not isinstance(resume, (bool, str, os.PathLike)):
+            raise TypeError(f"resume={resume!r} must be True, False or the path of a checkpoint")
         device = device_choice(self.config.training.device)
         self.logger.update_context(device=device)
         self._progress, self.result = Progress(), None
-        with (
-            stop_request(is_wanted=rank() is None) as stop,
-            configure(
-                self.config,
-                self.directory.path,
-                context={"device": device},
-                handle_signals=signals.is_possible(),
-            ),
-        ):
-            result = self._train(tokenizer, device, resume, stop)
-        if stop.signal is not None:
-            act(stop.signal)
-        return result
+        self.performance.reset_timers()
+        stop = StopRequest()
+        try:
+            with (
+                stop_request(is_wanted=rank() is None) as stop,
+                configure(
+                    self.config,
+                    self.directory.path,
+                    context={"device": device},
+                    handle_signals=signals.is_possible(),
+                ),
+            ):
+                return self._train(tokenizer, device, resume, stop)
+        finally:
+            if stop.signal is not None:  # also where the checkpoint that it asks for has failed
+                act(stop.signal)
 
     def _train(
         self,
@@ -135,7 +148,7 @@ class Trainer:
     ) -> TrainingResult:
         interrupted = ""
         try:
-            with trackers(self.config, self.directory):
+            with trackers(self.config, self.directory, is_new=resume is False):
                 try:
                     self._run(tokenizer, device, resume, stop)
                     interrupted = stop.name
@@ -163,7 +176,6 @@ class Trainer:
         self.metrics.offer("Configuration", {"config": self.config.model_dump(mode="json")})
         device = devices.usable_device(device_name)
         with ExitStack() as stack:
-            stack.enter_context(system_monitor(self.config, self.directory, self.metrics))
             stack.enter_context(devices.current(device))
             stack.enter_context(devices.reproducible(device, self.config.random_seed))
             ranks = stack.enter_context(process_group(device))
@@ -172,6 +184,8 @@ class Trainer:
             watchdog = self._watchdog(stack)
             loop = self._loop(data, device, ranks, checkpoints, watchdog, stop)
             self._begin(loop, checkpoints, ranks, resume)
+            # Behind the attempt's beginning, whose number its lines carry to the trackers.
+            stack.enter_context(system_monitor(self.config, self.directory, self.metrics))
             loop.run()
         if stop.signal is None:
             self.logger.info(
@@ -269,6 +283,8 @@ class Trainer:
         from foundry_log.training.devices import set_seed
         from foundry_log.training.run_state import agreed
 
+        if not ranks.rank:
+            checkpoints.prepare()
         path = None if resume is False else self._resumed_path(checkpoints, resume)
         if path is not None:
             loop.restore(
@@ -276,14 +292,22 @@ class Trainer:
                     path, model=loop.model.state_dict(), optimizer=loop.optimizer.state_dict()
                 )
             )
+            if path.absolute() not in {each.path.absolute() for each in checkpoints.all()}:
+                self.logger.warning(
+                    "Going on behind a checkpoint of another run, or one that was set aside: the "
+                    "history of the steps before it is not its own",
+                    checkpoint_dir=path,
+                )
         elif ranks.size > 1:  # the same weights on each rank, but other activations dropped
             set_seed(loop.device, self.config.random_seed + ranks.rank)
         step = self._progress.steps_done
+        agreed(0, ranks)  # all ranks have read theirs
         if ranks.rank:
             loop.attempt = self.metrics.resume(step, agreed(0, ranks))
         else:
+            # First: a run killed in between goes on behind the latest checkpoint that is left.
+            checkpoints.set_aside(step)
             loop.attempt = agreed(self.metrics.resume(step), ranks)
-            checkpoints.set_aside(step)  # now that all ranks have read theirs
         self.logger.update_context(attempt=loop.attempt)
 
     def _resumed_path(

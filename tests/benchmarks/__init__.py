@@ -9,7 +9,7 @@
     catalogue   name to workload
     loggers     the limit, and every logger set up in its own way
     records, fields, setups, background, threads, rotation, processes, metrics, questions, timing,
-    training, imports, memory    the workloads by family
+    training, trackers, imports, memory    the workloads by family
     selftest    a workload of contenders that go wrong in every known way
 
 The limit of a workload is the least that the task can cost: for a line in a file one

@@ -16,6 +16,7 @@ from tests.benchmarks import (
     setups,
     threads,
     timing,
+    trackers,
     training,
 )
 from tests.benchmarks.harness import Workload
@@ -37,6 +38,8 @@ _STANDARD: tuple[Workload, ...] = (
     questions.LAST_ERRORS,
     timing.TIME_BLOCK,
     training.TRAINING,
+    training.TRAINING_PACED,
+    trackers.TRACKERS,
     imports.IMPORT,
     memory.MEMORY,
 )

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import gc
+import logging
+import math
+import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,15 +26,20 @@ million steps and fail with ten; one that kept its lines would fail with 20,000.
 _RECORD_EVERY = 10
 _STATISTICS_EVERY = 2_000
 _ERROR_EVERY = 5_000
+_ALARMS_AT = (1_000, 2_000)
+"""Steps of each 5,000 with a NaN and with a spike."""
+_QUEUED = 200
+_VARIANTS = 1_009
 
 
 @dataclass(frozen=True)
 class MemoryRun:
     """A process that logs many steps in every way, and its resident memory on the way.
 
-    Each step is a `log_step` and two timing blocks; every tenth is a structured record too, and now
-    and then there are statistics, percentiles, an error and its questions. Rotated metrics are
-    deleted once they are counted, so that the disk holds a few MB.
+    Each step is two timing blocks and a `log_step`, of metrics that vary, to a logger without and
+    to one with a tracker that does not keep up; every tenth is a structured record too, and now and
+    then there are statistics, percentiles, a NaN, a spike, an error and its questions. Rotated
+    metrics are deleted once they are counted, so that the disk holds a few MB.
     """
 
     name: str = "memory"
@@ -54,6 +64,7 @@ class MemoryRun:
 
         from foundry_log import ErrorTracker, MetricsLogger, PerformanceLogger
 
+        logging.getLogger("foundry_log").setLevel(logging.ERROR)
         process = psutil.Process()
 
         def resident_mb() -> float:
@@ -61,7 +72,11 @@ class MemoryRun:
             return float(process.memory_info().rss) / MB
 
         marks = {max(1, count * tenth // 10) for tenth in range(1, 11)}
-        with stdlib_logger(our_handler(directory / "run.jsonl"), our_formatter({})) as logger:
+        usual = _varied()
+        with (
+            stdlib_logger(our_handler(directory / "run.jsonl"), our_formatter({})) as logger,
+            _tracked(directory / "tracked") as (tracked, expect_all_counted),
+        ):
             log = our_logger()
             metrics = MetricsLogger("bench", directory / "metrics", max_size_mb=2)
             errors = ErrorTracker(logger, directory / "errors", max_errors=100)
@@ -73,7 +88,9 @@ class MemoryRun:
                     pass
                 with perf.time_block("backward"):
                     pass
-                metrics.log_step(step, step // 1000, METRICS)
+                values = {**usual[step % _VARIANTS], **_unusual(step)}
+                metrics.log_step(step, step // 1000, values)
+                tracked.log_step(step, step // 1000, values)
                 if step % _RECORD_EVERY == 0:
                     log.info("Step done", step=step, loss=2.5)
                 if step % _STATISTICS_EVERY == 0:
@@ -91,7 +108,8 @@ class MemoryRun:
             expect(counts[1]["count"] == count, f"{counts[1]} of {count} blocks")
             summary = errors.get_error_summary()
             expect(sum(summary.values()) == len(range(0, count, _ERROR_EVERY)), f"{summary}")
-            losses = {**metrics.losses, **errors.losses}
+            expect_all_counted(count)
+            losses = {**metrics.losses, **tracked.losses, **errors.losses}
             if losses:
                 raise WrongOutput(f"lost: {losses}")
             metrics.close()
@@ -99,8 +117,57 @@ class MemoryRun:
         return {"samples": samples, "seconds": seconds}
 
 
+def _varied() -> list[dict[str, float]]:
+    """Return metrics of some steps, each value within a tenth of its usual one."""
+    chance = random.Random(0)
+    return [
+        {name: value * chance.uniform(0.95, 1.05) for name, value in METRICS.items()}
+        for _ in range(_VARIANTS)
+    ]
+
+
+def _unusual(step: int) -> dict[str, float]:
+    """Return a NaN or a spike now and then, once alarms have seen what is usual."""
+    at = step % _ERROR_EVERY
+    return {"grad_norm": math.nan if at == _ALARMS_AT[0] else 1e6} if at in _ALARMS_AT else {}
+
+
+@contextmanager
+def _tracked(directory: Path) -> Iterator[tuple[Any, Any]]:
+    """Yield a MetricsLogger before a tracker whose queue is full, and what checks its counts."""
+    from foundry_log import MetricsLogger, SinkHandler
+
+    class Slow(SinkHandler):
+        sent = 0
+
+        def metrics(self, step: int, epoch: int, values: Any, entry: Any) -> None:
+            time.sleep(0.002)
+            self.sent += 1
+
+        def text(self, record: logging.LogRecord) -> None:
+            self.sent += record.name == "foundry_log.metrics"  # an alarm, and no notice of ours
+
+    metrics = MetricsLogger("tracked", directory, max_size_mb=2)
+    sink = Slow(capacity=_QUEUED, overflow="drop_oldest")
+    logger = logging.getLogger("foundry_log.metrics.tracked")
+    logger.addHandler(sink)
+
+    def expect_all_counted(count: int) -> None:
+        sink.close()
+        alarms = sum(len(range(each, count, _ERROR_EVERY)) for each in _ALARMS_AT)
+        dropped, lost = sum(sink.dropped.values()), sum(sink.losses.values())
+        told = f"{sink.sent} sent, {dropped} dropped, {lost} lost of {count} and {alarms} alarms"
+        expect(sink.sent + dropped + lost == count + alarms, told)
+        expect(bool(dropped) or count < 2 * _QUEUED, f"the queue was not full: {told}")
+
+    yield metrics, expect_all_counted
+    logger.removeHandler(sink)
+    metrics.close()
+
+
 def _delete_rotated(directory: Path) -> None:
-    for folder, live in ((directory / "metrics", "metrics.jsonl"), (directory, "run.jsonl")):
+    folders = (directory / "metrics", directory / "tracked")
+    for folder, live in (*((each, "metrics.jsonl") for each in folders), (directory, "run.jsonl")):
         for path in folder.glob("*.jsonl*"):
             if path.name != live:
                 path.unlink()
@@ -132,8 +199,8 @@ class MemoryReport:
 
     def text(self) -> str:
         """Return memory at the start, at a tenth of the steps and at the end."""
-        head = f"{self.name}: {self.count:,} steps of log_step, two timing blocks and now and then"
-        lines = [f"{head} records, statistics, errors"]
+        head = f"{self.name}: {self.count:,} steps of log_step twice, two timing blocks and now and"
+        lines = [f"{head} then records, statistics, alarms, errors"]
         if self.failed:
             return "\n".join([*lines, f"FAILED   foundry_log: {self.failed}"])
         samples = self.figures["samples"]

@@ -50,9 +50,12 @@ def records(directory: RunDirectory, message: str) -> list[dict[str, Any]]:
     return [entry for entry in read_jsonl(directory.jsonl) if entry["message"] == message]
 
 
-def block_checkpoints(trainer: Trainer) -> None:
-    """Put a file where the directory of checkpoints would be."""
-    trainer.directory.checkpoints.write_text("in the way")
+def block_checkpoint(trainer: Trainer, step: int) -> Path:
+    """Put a file where a checkpoint would be written, and return it."""
+    trainer.directory.checkpoints.mkdir(parents=True)
+    path = trainer.directory.checkpoints / f".step_{step:06d}.partial"
+    path.write_text("in the way")
+    return path
 
 
 class InterruptAt(logging.Handler):
@@ -209,7 +212,7 @@ class TestErrors:
         """
         tiny_config.training.checkpoint_every_n_steps = 5
         trainer = Trainer(tiny_config, temp_workspace)
-        block_checkpoints(trainer)
+        block_checkpoint(trainer, 5)
         with pytest.raises(OSError):
             trainer.train()
         (entry,) = strict_lines(trainer.directory.errors)
@@ -229,7 +232,7 @@ class TestErrors:
         """
         tiny_config.training.checkpoint_every_n_steps = 5
         trainer = Trainer(tiny_config, temp_workspace)
-        block_checkpoints(trainer)
+        block_checkpoint(trainer, 5)
         with pytest.raises(OSError):
             trainer.train()
         assert len(strict_lines(trainer.directory.metrics)) == 5
@@ -246,10 +249,10 @@ class TestErrors:
         THEN: it comes to its end.
         """
         trainer = Trainer(tiny_config, temp_workspace)
-        block_checkpoints(trainer)
+        blocked = block_checkpoint(trainer, 10)
         with pytest.raises(OSError):
             trainer.train()
-        trainer.directory.checkpoints.unlink()
+        blocked.unlink()
         assert trainer.train().steps == 10
 
 

@@ -146,6 +146,31 @@ class TestResume:
         ]
         assert superseded == [(1, 5), (1, 6), (2, 5), (2, 6), (2, 7), (3, 21)]
 
+    def test_an_epoch_has_the_time_of_all_its_processes(
+        self, config: ExperimentConfig, tmp_path: Path
+    ) -> None:
+        """
+        GIVEN: a second lost in an epoch, before the checkpoint at which it is interrupted twice
+        WHEN: it has gone on to its end
+        THEN: that epoch's summary has the second, and the next one's no more than its process took.
+        """
+
+        class Wait(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                entry = record.__dict__["foundry_entry"]
+                if "metrics" in entry and entry["step"] == 2:
+                    time.sleep(1)
+
+        logging.getLogger("foundry_log.metrics.test").addHandler(Wait())
+        for step in (5, 9):
+            interrupt(config, tmp_path, step, resume=True)
+        trainer = Trainer(config, tmp_path)
+        result = trainer.train(resume=True)
+        history = trainer.metrics.get_metrics_history()
+        first, second = (e["summary"]["seconds"] for e in history if "summary" in e)
+        assert first >= 1
+        assert second <= result.seconds
+
     def test_a_checkpoint_by_its_path(self, config: ExperimentConfig, tmp_path: Path) -> None:
         """
         GIVEN: a run that has ended
@@ -188,6 +213,43 @@ class TestResume:
         assert sum(1 for entry in everything if entry.get("superseded")) == 9
         assert (trainer.directory.checkpoints / "step_000008.attempt1" / "model.pt").exists()
 
+    def test_killed_while_it_rewinds_it_has_no_hole(
+        self, config: ExperimentConfig, tmp_path: Path
+    ) -> None:
+        """
+        GIVEN: a run that is started anew and ends before its history is rewound
+        WHEN: it is resumed
+        THEN: checkpoints and history begin at the same step, so that none is missing.
+        """
+        Trainer(config, tmp_path).train()
+
+        class Interrupt(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                if "resumed_from_step" in record.__dict__["foundry_entry"]:
+                    raise KeyboardInterrupt
+
+        handler = Interrupt()
+        sinks = logging.getLogger("foundry_log.metrics.test")
+        sinks.addHandler(handler)
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(config, tmp_path).train()
+        sinks.removeHandler(handler)
+        trainer = Trainer(config, tmp_path)
+        trainer.train(resume=True)
+        assert [step for step, _ in losses(trainer)] == list(range(1, 31))
+
+    def test_another_weight_decay_is_taken(self, config: ExperimentConfig, tmp_path: Path) -> None:
+        """GIVEN a run without weight decay WHEN it goes on with one THEN weights decay."""
+        config.training.weight_decay = 0
+        whole = Trainer(config, tmp_path / "whole")
+        whole.train()
+        interrupt(config, tmp_path / "parts", 16)
+        config.training.weight_decay = 5
+        resumed = Trainer(config, tmp_path / "parts")
+        resumed.train(resume=True)
+        before, after = (weights(trainer, 30)["head.weight"] for trainer in (whole, resumed))
+        assert after.norm() < before.norm()
+
     def test_without_a_checkpoint_it_starts_at_the_first_step(
         self, config: ExperimentConfig, tmp_path: Path
     ) -> None:
@@ -205,6 +267,7 @@ class TestResume:
         again = Trainer(config, tmp_path)
         result = again.train(resume=True)
         assert (result.steps, result.last_loss) == (30, first.last_loss)
+        assert result.checkpoint == first.checkpoint
         assert [step for step, _ in losses(again)] == list(range(1, 31))
 
     def test_a_longer_run_goes_on_and_says_that_the_rate_differs(
@@ -251,6 +314,15 @@ class TestRefusals:
             trainer.train(resume=True)
         assert [step for step, _ in losses(trainer)] == [1, 2, 3, 4, 5, 6]
         assert trainer.errors.get_error_summary() == {"ValueError": 1}
+
+    def test_another_text_of_the_same_size(self, config: ExperimentConfig, tmp_path: Path) -> None:
+        """GIVEN as many examples of another text WHEN it resumes THEN it is refused."""
+        interrupt(config, tmp_path, 6)
+        assert config.data.path is not None
+        for path in config.data.path.iterdir():
+            path.write_text(path.read_text().replace("return", "assert"))
+        with pytest.raises(ValueError, match=r"crc32 of their tokens=\d+, .* had \d+"):
+            Trainer(config, tmp_path).train(resume=True)
 
     def test_another_shape_names_both(self, config: ExperimentConfig, tmp_path: Path) -> None:
         """GIVEN a wider model WHEN it resumes THEN it is refused with both shapes."""
@@ -376,6 +448,35 @@ class TestSignals:
         assert process.returncode == 0, err
         assert out.split() == [repr(expected.last_loss), repr(expected.eval_loss), "300"]
         assert losses(Trainer(config, base)) == losses(whole)
+
+    @pytest.mark.slow
+    def test_sigterm_ends_it_also_where_its_checkpoint_cannot_be_written(
+        self, config: ExperimentConfig, tmp_path: Path
+    ) -> None:
+        """GIVEN a program that goes on after errors WHEN it gets SIGTERM THEN it dies of it."""
+        config.training.train_steps = 100_000
+        config.training.checkpoint_every_n_steps = 100_000
+        script = SCRIPT.replace(
+            "result = ", "import contextlib\nwith contextlib.suppress(OSError): "
+        )
+        assert script != SCRIPT
+        path, directory = tmp_path / "config.json", tmp_path / "test" / "output"
+        path.write_text(config.model_dump_json())
+        script = script.replace("print(", "print() #")
+        with subprocess.Popen(
+            [sys.executable, "-c", script, str(path), str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            until(has_logged(directory, 20), process)
+            (directory / "checkpoints").rmdir()
+            (directory / "checkpoints").write_text("in the way")
+            process.terminate()
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGTERM, err
+        (entry,) = read_jsonl(directory / "errors.jsonl")
+        assert entry["error_type"] == "FileExistsError"
 
     @pytest.mark.slow
     def test_a_second_sigterm_does_not_wait(self, config: ExperimentConfig, tmp_path: Path) -> None:

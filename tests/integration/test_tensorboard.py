@@ -23,6 +23,7 @@ pytest.importorskip(
 torch.set_num_threads(1)
 
 from tensorboard.backend.event_processing import event_accumulator  # noqa: E402 - optional
+from tensorboard.summary.writer import event_file_writer  # noqa: E402
 
 pytestmark = [pytest.mark.integration, pytest.mark.frameworks]
 
@@ -173,6 +174,12 @@ class TestTexts:
 class TestResume:
     """A run goes on behind a checkpoint."""
 
+    @pytest.fixture(autouse=True)
+    def in_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """TensorBoard sorts the files of one second by text, so that number 10 is before 9."""
+        counter = event_file_writer.AtomicCounter(0)
+        monkeypatch.setattr(event_file_writer, "_global_uid", counter)
+
     def test_the_steps_of_the_earlier_attempt_vanish(self, tmp_path: Path) -> None:
         """No doubles and no holes: those behind the checkpoint are the new attempt's."""
         first = TensorBoardHandler(tmp_path)
@@ -189,6 +196,21 @@ class TestResume:
 
         old = [(step, 1.0) for step in range(1, 7)]
         assert steps(events(tmp_path), "loss") == [*old, (7, 2.0), (8, 2.0)]
+
+    def test_from_scratch_all_steps_vanish(self, tmp_path: Path) -> None:
+        """Step 0 too; the configuration, which stands there, is the new attempt's."""
+        for attempt, rate in ((1, 0.1), (2, 0.2)):
+            handler = TensorBoardHandler(tmp_path)
+            offer(handler, config={"rate": rate})
+            if attempt > 1:
+                offer(handler, attempt=attempt, resumed_from_step=0)
+            for step in range(3):
+                offer(handler, step=step, epoch=0, metrics={"loss": rate}, attempt=attempt)
+            handler.close()
+
+        read = events(tmp_path)
+        assert [step for step, _ in steps(read, "loss")] == [0, 1, 2]
+        assert "0.2" in text(read, "config")
 
 
 class TestUnhappyRoads:

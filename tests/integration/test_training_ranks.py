@@ -152,6 +152,8 @@ def test_killed_and_resumed_two_ranks_have_the_same_end(
     THEN: the other one does not hang, and each rank's losses are those of one run.
     """
     config.model.dropout = 0.2
+    config.data.max_megabytes = 0.0018  # epochs of 26 steps, none of which ends at a checkpoint
+    config.training.epochs = None
     config.training.train_steps = 100
     config.training.checkpoint_every_n_steps = 20
     for name in ("whole", "parts"):
@@ -175,6 +177,13 @@ def test_killed_and_resumed_two_ranks_have_the_same_end(
     finished(launched(config, tmp_path / "parts"))
 
     for rank in (0, 1):
+        summaries = []
+        for name in ("whole", "parts"):
+            path = tmp_path / name / "test" / "output" / f"metrics@rank{rank}.jsonl"
+            entries = [json.loads(line) for line in path.read_text().splitlines()]
+            summaries.append({e["epoch"]: e["summary"]["loss"] for e in entries if "summary" in e})
+        assert summaries[0] == summaries[1]
+        assert summaries[0], "otherwise this shows nothing"
         histories = []
         for name in ("whole", "parts"):
             path = tmp_path / name / "test" / "output" / f"metrics@rank{rank}.jsonl"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from pathlib import Path
@@ -125,6 +126,11 @@ class TestErrors:
         trainer = Trainer(tiny_config, tmp_path)
         seen = threading.Event()
 
+        def hangs() -> list[dict[str, Any]]:
+            """Those of the fifth step; the first one is slow where torch was not used before."""
+            recent = trainer.errors.get_recent_errors()
+            return [entry for entry in recent if entry["context"]["step"] == 5]
+
         class Hang(logging.Handler):
             def emit(self, record: logging.LogRecord) -> None:
                 if record.__dict__["foundry_entry"].get("step") == 5 and not seen.is_set():
@@ -132,19 +138,32 @@ class TestErrors:
 
             def hang_here(self) -> None:
                 for _ in range(600):
-                    if trainer.errors.get_error_summary():
+                    if hangs():
                         seen.set()
                         return
                     seen.wait(0.1)
 
         logging.getLogger("foundry_log.metrics.test").addHandler(Hang())
         assert trainer.train().steps == 10
-        (entry,) = read_jsonl(trainer.directory.errors)
+        (entry,) = hangs()
+        assert entry in list(read_jsonl(trainer.directory.errors))
         assert entry["error_type"] == "HangError"
-        assert entry["context"]["step"] == 5
         stacks = entry["context"]["stacks"]
         assert any("hang_here" in line for line in stacks["MainThread"])
         assert len(stacks) > 1
+
+    def test_a_long_evaluation_is_no_hang(
+        self, tiny_config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """GIVEN batches that take long WHEN a few are evaluated THEN each is a sign of life."""
+        from foundry_log import Watchdog
+
+        beats: list[int | None] = []
+        monkeypatch.setattr(Watchdog, "beat", lambda watchdog, step=None: beats.append(step))
+        tiny_config.data.eval_fraction = 0.5
+        tiny_config.training.eval_batches = 7
+        Trainer(tiny_config, tmp_path).train()
+        assert beats == [*range(1, 11), *[10] * 8], "each step, each batch, the checkpoint"
 
     def test_out_of_memory_says_how_much_was_in_use(
         self, tiny_config: ExperimentConfig, tmp_path: Path
@@ -161,17 +180,29 @@ class TestErrors:
         (entry,) = read_jsonl(trainer.directory.errors)
         assert entry["context"]["memory_gb"]["rss"] > 0
 
-    def test_a_full_disk_at_a_checkpoint_is_an_error_of_its_step(
+    def test_a_checkpoint_that_cannot_be_written_is_an_error_of_its_step(
         self, tiny_config: ExperimentConfig, tmp_path: Path
     ) -> None:
-        """GIVEN no directory for checkpoints WHEN one is due THEN the error names its step."""
+        """GIVEN a file in the way of one WHEN it is due THEN the error names step and epoch."""
+        trainer = Trainer(tiny_config, tmp_path)
+        trainer.directory.checkpoints.mkdir(parents=True)
+        (trainer.directory.checkpoints / ".step_000010.partial").write_text("in the way")
+        with pytest.raises(OSError):
+            trainer.train()
+        (entry,) = read_jsonl(trainer.directory.errors)
+        assert (entry["context"]["step"], entry["context"]["epoch"]) == (10, 1)
+
+    def test_a_place_where_no_checkpoint_can_be_is_refused_at_start(
+        self, tiny_config: ExperimentConfig, tmp_path: Path
+    ) -> None:
+        """GIVEN a file in the place of their directory WHEN it trains THEN not a step is lost."""
         trainer = Trainer(tiny_config, tmp_path)
         trainer.directory.path.mkdir(parents=True, exist_ok=True)
         trainer.directory.checkpoints.write_text("in the way")
         with pytest.raises(OSError):
             trainer.train()
         (entry,) = read_jsonl(trainer.directory.errors)
-        assert (entry["context"]["step"], entry["context"]["epoch"]) == (10, 1)
+        assert entry["context"]["step"] == 0
 
 
 class TestPhases:
@@ -272,8 +303,51 @@ class TestPhases:
         assert not any("config" in entry for entry in read_jsonl(trainer.directory.metrics))
 
 
+class TestGradients:
+    """What is done to them before a step."""
+
+    def test_they_are_clipped_and_their_norm_of_before_is_logged(
+        self, tiny_config: ExperimentConfig, tmp_path: Path
+    ) -> None:
+        """
+        GIVEN: a largest norm far below what AdamW takes note of, and a usual one
+        WHEN: both have trained
+        THEN: the weights of the first have hardly moved, and its lines have the norms as they were.
+        """
+        tiny_config.training.weight_decay = 0
+        moved = {}
+        for norm in (1e-14, 1.0):
+            tiny_config.training.max_grad_norm = norm
+            tiny_config.training.checkpoint_every_n_steps = 1
+            trainer = Trainer(tiny_config, tmp_path / str(norm))
+            trainer.train()
+            first, last = (
+                torch.load(trainer.directory.checkpoints / f"step_{step:06d}" / "model.pt")
+                for step in (1, 10)
+            )
+            moved[norm] = max(float((last[name] - first[name]).abs().max()) for name in first)
+            assert all(found["grad_norm"] > 0.1 for found in metrics(trainer).values())
+        assert moved[1e-14] < 1e-5 < 1e-3 < moved[1.0]
+
+
 class TestCheckpoints:
-    """Which of them are kept."""
+    """Which of them are kept, and what they say of themselves."""
+
+    def test_one_without_an_evaluation_has_no_loss_of_another(
+        self, tiny_config: ExperimentConfig, tmp_path: Path
+    ) -> None:
+        """GIVEN an evaluation at step 4 WHEN step 5 is saved THEN its loss is not known."""
+        tiny_config.training.checkpoint_every_n_steps = 5
+        tiny_config.training.eval_every_n_steps = 4
+        trainer = Trainer(tiny_config, tmp_path)
+        trainer.train()
+        losses = {
+            step: json.loads(
+                (trainer.directory.checkpoints / f"step_{step:06d}/checkpoint.json").read_bytes()
+            )["eval_loss"]
+            for step in (5, 10)
+        }
+        assert losses == {5: None, 10: metrics(trainer)[10]["eval_loss"]}
 
     def test_the_last_ones_and_the_best_are_kept(
         self, tiny_config: ExperimentConfig, tmp_path: Path
@@ -325,6 +399,15 @@ class TestPrecision:
         assert start["context"]["precision"] == "bfloat16"
         saved = torch.load(trainer.directory.checkpoints / "step_000010" / "model.pt")
         assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+
+    def test_evaluations_are_in_it_too(self, tiny_config: ExperimentConfig, tmp_path: Path) -> None:
+        """GIVEN weights that do not move WHEN only the products differ THEN the eval loss does."""
+        tiny_config.training.learning_rate = 1e-12
+        exact = Trainer(tiny_config, tmp_path / "a").train()
+        tiny_config.training.precision = "bfloat16"
+        rounded = Trainer(tiny_config, tmp_path / "b").train()
+        assert rounded.eval_loss != pytest.approx(exact.eval_loss, rel=1e-7)
+        assert rounded.eval_loss == pytest.approx(exact.eval_loss, rel=0.02)
 
     def test_on_the_cpu_auto_is_float32(
         self, tiny_config: ExperimentConfig, tmp_path: Path

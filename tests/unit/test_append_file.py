@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import resource
@@ -510,3 +511,15 @@ def test_a_line_that_another_process_is_writing_is_not_ended(
     file.close()
 
     assert path.read_bytes() == b'{"half": 1}\n' + LINE
+
+
+def test_a_copy_that_fails_leaves_the_descriptors_alone(file: AppendFile) -> None:
+    """GIVEN a copy of whatever holds the file THEN it is refused, and lines go where they did."""
+    file.append(b"{}\n")
+    for how in (copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="cannot be copied"):
+            how(file)
+    other = open(os.devnull)  # noqa: SIM115 - takes the number of a descriptor that was closed
+    file.append(b"{}\n")
+    other.close()
+    assert parsed(file.path) == [{}, {}]

@@ -149,6 +149,8 @@ COMPARISONS = {
     "statistics": ("foundry_log, 10,000 steps", "foundry_log, 200,000 steps"),
     "last_errors": ("limit: ", "foundry_log, 200,000 lines"),
     "training": (),  # needs torch
+    "training_paced": (),
+    "trackers": ("foundry_log, no tracker", "foundry_log, a tracker that sleeps 5 s a call"),
     "time_block": ("limit: ", "foundry_log time_block", "contextmanager, dict of lists"),
     "disabled": ("limit: ", "foundry_log StructuredLogger", "stdlib, extra"),
     "exception": ("limit: ", "foundry_log StructuredLogger", "stdlib FileHandler, text"),
@@ -161,6 +163,8 @@ COMPARISONS = {
 COUNTS = {
     "rotation": ["--count", "6500"],  # enough for files to be rotated
     "statistics": [],
+    "training_paced": [],  # a step takes its 20 ms
+    "trackers": [],
     "import": [],
 }
 

@@ -21,6 +21,7 @@ from foundry_log.device_timing import (
     MAX_OUTSTANDING,
     CudaQueue,
     DeviceQueue,
+    ManualMark,
     ManualQueue,
     queue_of,
 )
@@ -267,6 +268,21 @@ class LyingQueue(ManualQueue):
         return Lost()
 
 
+class BrokenClock(ManualQueue):
+    """Between any two of its marks are these seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def mark(self) -> Any:
+        class Mark(ManualMark):
+            def seconds_since(mark, earlier: Any) -> float:  # noqa: N805 - the queue is `self`
+                return self.seconds
+
+        return Mark(self, self._given)
+
+
 class TestFailures:
     @pytest.mark.parametrize("at", [1, 2])
     def test_a_device_that_cannot_be_marked_costs_a_duration(
@@ -295,6 +311,16 @@ class TestFailures:
         run(perf, queue, 0.5)
         assert perf.timers == {"forward": [0.5]}
         assert perf.losses == {"RuntimeError": 1}
+
+    @pytest.mark.parametrize("seconds", [float("nan"), float("inf")])
+    def test_seconds_that_are_no_time_raise_nothing(
+        self, perf: PerformanceLogger, queue: ManualQueue, seconds: float
+    ) -> None:
+        """They are counted like those that could not be had."""
+        run(perf, BrokenClock(seconds), 0.5)
+        run(perf, queue, 0.5)
+        assert perf.timers == {"forward": [0.5]}
+        assert perf.losses == {"ValueError": 1}
 
     def test_an_error_on_its_way_is_not_replaced(self, perf: PerformanceLogger) -> None:
         """A failing device raises in the block already."""

@@ -17,6 +17,8 @@ from foundry_log.metric_alarms import (
     EVERY,
     LEAST,
     MAX_NAMES,
+    MAX_NOT_FINITE,
+    MAX_VALUES,
     STAYS,
     WINDOW,
     Alarm,
@@ -79,11 +81,18 @@ class TestNonFinite:
     def test_a_metric_that_vanishes_does_not_leak(self) -> None:
         """GIVEN ever new names that are NaN THEN a bounded number of them is remembered."""
         alarms = MetricAlarms(8.0)
-        for step in range(3 * MAX_NAMES):
-            assert len(alarms.check(step, {f"metric_{step}": math.nan})) == 1
-        assert len(alarms._not_finite) == MAX_NAMES
-        last = f"metric_{3 * MAX_NAMES - 1}"
-        assert kinds(alarms.check(0, {last: 1.0})) == [("nan", True)]
+        for step in range(3):
+            names = [f"metric_{step}_{number}" for number in range(MAX_NOT_FINITE // 2)]
+            assert len(alarms.check(step, dict.fromkeys(names, math.nan))) == len(names)
+        assert len(alarms._not_finite) == MAX_NOT_FINITE // 2 * 2
+        assert kinds(alarms.check(0, {names[-1]: 1.0})) == [("nan", True)]
+
+    def test_the_norms_of_a_large_model_are_said_once(self) -> None:
+        """GIVEN more names than are watched for spikes, NaN on and on THEN each is said once."""
+        alarms = MetricAlarms(8.0)
+        norms = {f"grad_norm/{number}": math.nan for number in range(3 * MAX_NAMES)}
+        assert len(alarms.check(0, norms)) == len(norms)
+        assert [alarms.check(step, norms) for step in range(1, 5)] == [[]] * 4
 
 
 class TestSpikes:
@@ -96,10 +105,12 @@ class TestSpikes:
         usual = noisy(before)
         begun, over = alarms_of([*usual, 9.0, 8.0, 9.0, 2.0, 2.1], name)
         window = usual[-WINDOW:]
-        median = statistics.median(window)
-        mad = statistics.median(abs(value - median) for value in window)
-        assert (begun.kind, begun.value, begun.median) == ("spike", 9.0, median)
-        assert begun.z_score == pytest.approx(0.6745 * (9.0 - median) / mad)
+        logs = [math.log(value) for value in window]
+        mad = statistics.median(abs(each - statistics.median(logs)) for each in logs)
+        assert (begun.kind, begun.value) == ("spike", 9.0)
+        assert begun.median == statistics.median(window)
+        score = 0.6745 * (math.log(9.0) - statistics.median(logs)) / mad
+        assert begun.z_score == pytest.approx(score)
         assert (over.kind, over.since_step, over.steps) == ("spike", before, 3)
 
     def test_what_is_no_spike(self) -> None:
@@ -110,13 +121,16 @@ class TestSpikes:
         assert alarms_of([*noisy(200), -9.0]) == []
         assert alarms_of([*noisy(LEAST - 1), 9.0]) == []
 
-    def test_spike_z_is_the_score(self) -> None:
-        """Just below it nothing is said, just above it is."""
-        usual = noisy(LEAST)
-        median = statistics.median(usual)
-        mad = statistics.median(abs(value - median) for value in usual)
+    @pytest.mark.parametrize("level", [2.0, 0.0])
+    def test_spike_z_is_the_score(self, level: float) -> None:
+        """Just below it nothing is said, just above it is; of logarithms where there are such."""
+        usual = noisy(LEAST, level)
+        places = [math.log(value) for value in usual] if level else usual
+        median = statistics.median(places)
+        mad = statistics.median(abs(place - median) for place in places)
         for score, count in ((19.9, 0), (20.1, 1)):
-            high = median + score * mad / 0.6745
+            place = median + score * mad / 0.6745
+            high = math.exp(place) if level else place
             assert len(alarms_of([*usual, high], spike_z=20.0)) == count
 
     def test_the_values_of_a_spike_do_not_become_usual(self) -> None:
@@ -159,7 +173,7 @@ class TestSpikes:
 
     def test_integers_count_and_truth_values_do_not(self) -> None:
         """A loss of whole numbers."""
-        assert len(alarms_of([2, 3, 4] * 40 + [90])) == 1
+        assert len(alarms_of([2, 3, 4] * 40 + [200])) == 1
         assert alarms_of([False] * WINDOW + [True], "has_loss") == []
 
     def test_metrics_that_are_logged_in_turns(self) -> None:
@@ -179,9 +193,27 @@ class TestSpikes:
         assert len(alarms._watches["loss"]._values) <= WINDOW
         assert len(alarms._waiting) < EVERY
 
+    def test_steps_with_many_metrics_do_not_pile_up(self) -> None:
+        """Fewer of them wait; none of those that nobody watches."""
+        norms = {f"norm/{number}": 1.0 for number in range(MAX_VALUES // 10)}
+        alarms = MetricAlarms(8.0)
+        for step in range(EVERY):
+            alarms.check(step, {"loss": 1.0, **norms})
+            assert len(alarms._waiting) <= 10
+        alarms = MetricAlarms(8.0)
+        alarms.check(0, norms)
+        assert alarms._waiting == []
+
     def test_noise_raises_no_false_alarm(self) -> None:
-        """A hundred thousand normal values."""
+        """A hundred thousand normal values; and of gradient norms, which scatter by factors."""
         assert alarms_of(noisy(100_000)) == []
+        generator = random.Random(1)
+        assert alarms_of([generator.lognormvariate(0, 1) for _ in range(20_000)]) == []
+
+    def test_values_at_the_end_of_the_floats(self) -> None:
+        """Nothing is raised, and where no larger float could be a spike none is."""
+        assert alarms_of([1e300, 1e-300] * WINDOW + [1.7e308]) == []
+        assert len(alarms_of([-1e308] * WINDOW + [1e308])) == 1
 
 
 def test_threads_raise_nothing_and_are_told_once() -> None:

@@ -136,14 +136,17 @@ class TestProcessGroup:
             assert not dist.is_initialized()
 
     def test_tasks_that_do_not_know_each_other_have_none(
-        self, monkeypatch: pytest.MonkeyPatch
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Without an address to meet at."""
+        """Without an address to meet at; a warning says what each does then, and the remedy."""
         monkeypatch.setenv("RANK", "1")
         monkeypatch.setenv("WORLD_SIZE", "2")
         with process_group(CPU) as ranks:
             assert ranks == Ranks(rank=0, size=1)
             assert not dist.is_initialized()
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        assert "Rank 1 of 2 " in record.getMessage() and "set MASTER_ADDR" in record.getMessage()
 
     def test_the_others_are_not_waited_for_without_end(
         self, monkeypatch: pytest.MonkeyPatch

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import io
 import logging
 import logging.config
 import os
@@ -18,7 +20,14 @@ from typing import Any
 
 import pytest
 
-from foundry_log import MetricsLogger, SinkHandler, StructuredLogger
+from foundry_log import (
+    LoggingConfig,
+    MetricsLogger,
+    RedactingFilter,
+    SinkHandler,
+    StructuredLogger,
+    configure,
+)
 from foundry_log.records import entry_record
 from foundry_log.sinks.base import flat_numbers
 
@@ -229,6 +238,7 @@ class TestWhatATrackerGets:
         [
             ({"a": 1, "b": True, "c": None, "d": "x", "e": [1]}, {"a": 1, "b": 1}),
             ({"a": {"b": {"c": 2.5}, "d": {}}}, {"a/b/c": 2.5}),
+            ({"a": 10**400, "b": 10**300}, {"b": 10**300}),
             ("no dict", {}),
         ],
     )
@@ -277,6 +287,21 @@ class TestLifetime:
 
         assert warned(caplog) == ["Endless could not finish: OSError: gone"]
 
+    def test_an_end_that_exits_ends_the_thread_in_order(self) -> None:
+        """GIVEN a tracker that calls sys.exit THEN what comes later is counted as closed."""
+
+        class Exiting(Tracker):
+            def end(self) -> None:
+                raise SystemExit(1)
+
+        tracker = Exiting()
+        step(tracker, 1)
+        tracker.close()
+        step(tracker, 2)
+
+        assert tracker.steps == [1]
+        assert tracker.losses == {"closed": 1}
+
     def test_the_end_of_the_program_ends_the_tracker(self, tmp_path: Path) -> None:
         """Before the exit functions of its package, which may take away what it needs."""
         script = f"""
@@ -323,6 +348,66 @@ def run_python(code: str, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), asyncio.CancelledError("cut off")])
+def test_an_exit_of_the_tracker_is_a_failure_like_others(
+    make: Make, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    """It is tried again, and then a warning and a count; opening waits its turn."""
+    tracker = make(retries=1)
+    tracker.open_failures = [error, error]
+    for number in (1, 2):
+        step(tracker, number)
+    tracker.close()
+
+    assert tracker.openings == 2
+    assert tracker.losses == {type(error).__name__: 2}
+    [warning] = warned(caplog)
+    assert warning.startswith(f"Tracker could not send a record: {type(error).__name__}")
+
+
+class TestSecrets:
+    """Where a run's records are redacted, a tracker gets no secrets either."""
+
+    @pytest.mark.parametrize("background", [False, True])
+    def test_they_are_taken_out_of_messages(
+        self, make: Make, tmp_path: Path, background: bool
+    ) -> None:
+        """Also where the files' handlers redact on a thread of their own."""
+        tracker = make()
+        root = logging.getLogger()
+        config = LoggingConfig(redact_secrets=True, background_writing=background)
+        with configure(config, tmp_path, console=False):
+            root.addHandler(tracker)
+            log = logging.getLogger("train")
+            log.warning("connected with password=hunter2hunter2")
+            log.warning("connected", extra={"password": "hunter2hunter2"})
+            try:
+                raise ValueError("password=hunter2hunter2")
+            except ValueError:
+                log.exception("failed")
+            tracker.flush()
+            root.removeHandler(tracker)
+
+        assert len(tracker.seen) == 3
+        assert "hunter2hunter2" not in repr(tracker.seen)
+        assert repr(tracker.seen).count("redacted") >= 3
+
+    def test_other_handlers_get_the_record_as_it_is(self, make: Make) -> None:
+        """It is the sink's copy that is redacted."""
+        tracker = make()
+        log = logging.getLogger("a_redacted_logger")
+        writer = logging.StreamHandler(io.StringIO())
+        writer.addFilter(RedactingFilter())
+        record = logging.LogRecord(log.name, 30, "", 0, "password=hunter2hunter2", None, None)
+        log.addHandler(writer)
+        tracker.handle(record)
+        tracker.flush()
+        log.removeHandler(writer)
+
+        assert record.msg == "password=hunter2hunter2"
+        assert "hunter2hunter2" not in repr(tracker.seen)
 
 
 class TestATrackerThatIsMissing:
@@ -378,7 +463,25 @@ class TestATrackerThatFails:
         assert tracker.tries == 3 + 2 + 2 + 2  # it works again: the last record is retried
         assert len(warned(caplog)) == 2
         assert "Tracker could not send a record: ConnectionError" in warned(caplog)[0]
-        assert "Tracker works again; it lacks 3 records" in caplog.text
+        assert "Tracker works again; records that it lacks: 3" in caplog.text
+
+    def test_what_it_does_not_take_is_no_sign_of_life(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """GIVEN a sink of metrics alone that fails WHEN a text comes THEN nothing works again."""
+
+        class Broken(SinkHandler):
+            def metrics(self, *_: Any) -> None:
+                raise ConnectionError("away")
+
+        caplog.set_level(logging.INFO)
+        tracker = Broken(retries=0)
+        for number in range(3):
+            step(tracker, number)
+            tracker.handle(logging.LogRecord("a", logging.ERROR, "", 0, "text", None, None))
+        tracker.close()
+        assert tracker.losses == {"ConnectionError": 3}
+        assert "works again" not in caplog.text
 
     def test_a_tracker_that_does_not_open_is_tried_now_and_then(self, make: Make) -> None:
         """Not for each record."""
@@ -412,19 +515,16 @@ class TestATrackerThatFails:
 
         assert (tracker.openings, tracker.steps, tracker.ends) == (3, [2, 3], 1)
 
-    def test_even_an_exit_does_not_end_the_thread(
-        self, make: Make, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Some packages call `sys.exit`."""
-        monkeypatch.setattr(logging, "raiseExceptions", False)
+    def test_even_an_exit_does_not_end_the_thread(self, make: Make) -> None:
+        """Some packages call `sys.exit`; the record is tried again, as after an error."""
         tracker = make()
         tracker.failures = [SystemExit()]
         step(tracker, 1)
         step(tracker, 2)
         tracker.close()
 
-        assert tracker.steps == [2]
-        assert tracker.losses == {"SystemExit": 1}
+        assert tracker.steps == [1, 2]
+        assert tracker.losses == {}
 
     def test_closing_waits_for_no_pause(self, make: Make) -> None:
         """The pauses between retries, here of an hour in all, end at once."""

@@ -44,6 +44,34 @@ def test_it_works_at_once_and_again_after_what_the_work_says() -> None:
     assert (work.calls, set(work.threads)) == (3, {"worker"})
 
 
+def test_a_wait_beyond_what_the_platform_takes_is_its_longest() -> None:
+    """Who wants no second call may say so by a number."""
+    work = Work(1e300)
+    timer = TimerThread("worker", work)
+    timer.start()
+    assert work.done.wait(DEADLINE_S)
+    assert timer._thread is not None
+    timer._thread.join(0.05)
+    assert timer._thread.is_alive()
+    assert timer.close()
+
+
+def test_work_that_exits_does_not_end_the_thread(caplog: pytest.LogCaptureFixture) -> None:
+    """It is counted like an error."""
+
+    def work() -> float:
+        raise SystemExit(1)
+
+    timer = TimerThread("worker", work)
+    timer.start()
+    assert timer._thread is not None
+    timer._thread.join(0.05)
+    assert timer._thread.is_alive()
+    assert timer.close()
+    assert timer.failures == {"SystemExit": 1}
+    assert caplog.messages == ["worker fails: SystemExit"]
+
+
 def test_starting_and_closing_twice_is_once() -> None:
     """One thread; a second close finds nothing."""
     work = Work(3600)
