@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import logging
 import math
 import os
@@ -12,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -342,16 +341,23 @@ class TestRefusals:
             Trainer(config, tmp_path).train(resume=True)
 
 
-def started(config: ExperimentConfig, base: Path) -> subprocess.Popen[str]:
-    """A process that trains, or goes on training."""
+@contextmanager
+def started(
+    config: ExperimentConfig, base: Path, script: str = SCRIPT
+) -> Iterator[subprocess.Popen[str]]:
+    """A process that trains, or goes on training; it does not outlive the block."""
     path = base / "config.json"
     path.write_text(config.model_dump_json())
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(path), str(base)],
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path), str(base)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -365,8 +371,7 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None
 
 def steps_logged(directory: Path) -> Iterator[int]:
     """The steps in the metrics file, as they stand there."""
-    for line in (directory / "metrics.jsonl").read_text().splitlines():
-        entry = json.loads(line)
+    for entry in read_jsonl(directory / "metrics.jsonl"):
         if "metrics" in entry:
             yield entry["step"]
 
@@ -396,11 +401,10 @@ class TestSignals:
         base.mkdir()
         directory = base / "test" / "output"
         for goal in (40, 170):
-            process = started(config, base)
-            until(has_logged(directory, goal), process)
-            process.kill()
-            assert process.wait() == -signal.SIGKILL
-            process.communicate()
+            with started(config, base) as process:
+                until(has_logged(directory, goal), process)
+                process.kill()
+                assert process.wait() == -signal.SIGKILL
         with started(config, base) as process:
             out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
@@ -430,10 +434,10 @@ class TestSignals:
         base = tmp_path / "parts"
         base.mkdir()
         directory = base / "test" / "output"
-        process = started(config, base)
-        until(has_logged(directory, 50), process)
-        process.terminate()
-        _, err = process.communicate(timeout=60)
+        with started(config, base) as process:
+            until(has_logged(directory, 50), process)
+            process.terminate()
+            _, err = process.communicate(timeout=60)
         assert process.returncode == -signal.SIGTERM, err
 
         step = max(steps_logged(directory))
@@ -460,15 +464,9 @@ class TestSignals:
             "result = ", "import contextlib\nwith contextlib.suppress(OSError): "
         )
         assert script != SCRIPT
-        path, directory = tmp_path / "config.json", tmp_path / "test" / "output"
-        path.write_text(config.model_dump_json())
+        directory = tmp_path / "test" / "output"
         script = script.replace("print(", "print() #")
-        with subprocess.Popen(
-            [sys.executable, "-c", script, str(path), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
+        with started(config, tmp_path, script) as process:
             until(has_logged(directory, 20), process)
             (directory / "checkpoints").rmdir()
             (directory / "checkpoints").write_text("in the way")
@@ -499,34 +497,18 @@ class Stuck(logging.Handler):
 logging.getLogger("foundry_log.metrics.test").addHandler(Stuck())
 result =""",
         )
-        path = tmp_path / "config.json"
-        path.write_text(config.model_dump_json())
-        with subprocess.Popen(
-            [sys.executable, "-c", script, str(path), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            try:
-                assert process.stdout is not None
-                assert process.stdout.readline() == "stuck\n"
-                directory = tmp_path / "test" / "output"
-                until(
-                    lambda: any(
-                        entry["logger"] == "foundry_log.signals"
-                        for entry in read_jsonl(directory / "run.jsonl")
-                    ),
-                    process,
-                )
-                for _ in itertools.count():  # the first one may not have been passed on yet
-                    process.terminate()
-                    try:
-                        process.wait(timeout=1)
-                        break
-                    except subprocess.TimeoutExpired:
-                        pass
-            finally:
-                process.kill()
+        with started(config, tmp_path, script) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "stuck\n"
+            records = tmp_path / "test" / "output" / "run.jsonl"
+            until(lambda: "foundry_log.signals" in records.read_text(), process)
+            for _ in range(30):  # the first one may not have been passed on yet
+                process.terminate()
+                try:
+                    process.wait(timeout=1)
+                    break
+                except subprocess.TimeoutExpired:
+                    pass
         assert process.returncode == -signal.SIGTERM
 
 

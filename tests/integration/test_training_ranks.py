@@ -19,7 +19,7 @@ from foundry_log import ExperimentConfig, Trainer, read_jsonl
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'foundry_log[torch]'")
 torch.set_num_threads(1)  # two threads are many times slower on some machines
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 SCRIPT = """
 import sys, torch
