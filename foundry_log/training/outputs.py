@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from foundry_log.config import ExperimentConfig
@@ -29,8 +29,8 @@ def trackers(config: ExperimentConfig, directory: RunDirectory, *, is_new: bool)
     with ExitStack() as stack:  # a Ctrl-C while one is closed leaves no other behind
         for sink in _wanted(config, directory, is_new):
             forward = _Warnings(sink)
-            for undo in (sink.close, forward.close):
-                stack.callback(undo)
+            stack.push(_closing(sink))
+            stack.callback(forward.close)
             stack.callback(metrics.removeHandler, sink)
             stack.callback(root.removeHandler, forward)
             metrics.addHandler(sink)
@@ -80,6 +80,19 @@ def _wanted(
         from foundry_log.sinks.tensorboard import TensorBoardHandler
 
         yield TensorBoardHandler(str(directory.tensorboard))
+
+
+def _closing(sink: SinkHandler) -> Callable[..., None]:
+    """Return what closes a sink at the end of a block; W&B is told whether that has failed."""
+
+    def close(kind: type[BaseException] | None, *_: object) -> None:
+        finish = getattr(sink, "finish", None)
+        if finish is None:
+            sink.close()
+        else:
+            finish(exit_code=int(kind is not None))
+
+    return close
 
 
 class _Warnings(logging.Handler):

@@ -173,7 +173,6 @@ class Trainer:
         from foundry_log.training import devices
         from foundry_log.training.ranks import process_group
 
-        self.metrics.offer("Configuration", {"config": self.config.model_dump(mode="json")})
         device = devices.usable_device(device_name)
         with ExitStack() as stack:
             stack.enter_context(devices.current(device))
@@ -184,7 +183,8 @@ class Trainer:
             watchdog = self._watchdog(stack)
             loop = self._loop(data, device, ranks, checkpoints, watchdog, stop)
             self._begin(loop, checkpoints, ranks, resume)
-            # Behind the attempt's beginning, whose number its lines carry to the trackers.
+            # Behind the attempt's beginning, whose number all that trackers get carries.
+            self.metrics.offer("Configuration", {"config": self.config.model_dump(mode="json")})
             stack.enter_context(system_monitor(self.config, self.directory, self.metrics))
             loop.run()
         if stop.signal is None:

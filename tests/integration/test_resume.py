@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -137,6 +138,14 @@ class TestResume:
         assert losses(resumed) == losses(whole)
         attempts = [entry["attempt"] for entry in resumed.metrics.get_metrics_history()]
         assert sorted(set(attempts)) == [1, 3, 4]  # of the second attempt nothing is left
+        begun = [
+            entry["context"]["attempt"]
+            for entry in read_jsonl(resumed.directory.jsonl)
+            if entry["message"] == "Evaluation done"
+        ]
+        assert begun[-1] == 4
+        latest = resumed.directory.checkpoints / "step_000030" / "checkpoint.json"
+        assert json.loads(latest.read_text())["attempt"] == 4
         everything = resumed.metrics.get_metrics_history(all_attempts=True)
         superseded = [
             (entry["attempt"], entry["step"])
@@ -452,6 +461,29 @@ class TestSignals:
         assert process.returncode == 0, err
         assert out.split() == [repr(expected.last_loss), repr(expected.eval_loss), "300"]
         assert losses(Trainer(config, base)) == losses(whole)
+
+    @pytest.mark.slow
+    def test_sigterm_at_the_step_of_a_checkpoint_saves_it_once(
+        self, config: ExperimentConfig, tmp_path: Path
+    ) -> None:
+        """GIVEN one due at each step WHEN SIGTERM asks for one too THEN none is saved twice."""
+        config.training.checkpoint_every_n_steps = 1
+        ask = """
+import logging, os, signal
+class Ask(logging.Handler):
+    def emit(self, record):
+        entry = record.__dict__.get("foundry_entry", {})
+        if "metrics" in entry and entry["step"] == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+logging.getLogger("foundry_log.metrics.test").addHandler(Ask())
+result ="""
+        with started(config, tmp_path, SCRIPT.replace("result =", ask)) as process:
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGTERM, err
+        said = read_jsonl(tmp_path / "test" / "output" / "run.jsonl")
+        saved = [e["context"]["step"] for e in said if e["message"] == "Saving checkpoint"]
+        assert saved == list(range(1, len(saved) + 1))
+        assert 8 <= len(saved) < 30
 
     @pytest.mark.slow
     def test_sigterm_ends_it_also_where_its_checkpoint_cannot_be_written(

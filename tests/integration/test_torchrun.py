@@ -20,7 +20,7 @@ from foundry_log import read_jsonl
 
 pytest.importorskip("torch.distributed", reason="needs torch: pip install 'foundry_log[torch]'")
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 SOURCE = Path(__file__).parents[2]
 CONSOLE = "console.txt"

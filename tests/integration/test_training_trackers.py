@@ -5,6 +5,7 @@ Each run is a process of its own: wandb keeps threads and a service until its pr
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -14,13 +15,22 @@ from typing import Any
 
 import pytest
 
-from foundry_log import ExperimentConfig, MetricsLogger, RunDirectory, read_jsonl
+from foundry_log import (
+    ExperimentConfig,
+    LoggingConfig,
+    MetricsLogger,
+    RunDirectory,
+    Trainer,
+    read_jsonl,
+)
 
-pytest.importorskip("torch", reason="needs torch: pip install 'foundry_log[torch]'")
+torch = pytest.importorskip("torch", reason="needs torch: pip install 'foundry_log[torch]'")
 for package in ("wandb", "tensorboard"):
     pytest.importorskip(
         package, reason=f"needs {package}: pip install 'foundry_log[test-frameworks]'"
     )
+
+torch.set_num_threads(1)  # two threads are many times slower on some machines
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
@@ -29,7 +39,7 @@ from tests.wandb_files import WandbRun  # noqa: E402
 pytestmark = [pytest.mark.integration, pytest.mark.frameworks, pytest.mark.slow]
 
 SCRIPT = """
-import os, sys, torch
+import os, sys, time, torch
 from foundry_log import ExperimentConfig, Trainer
 torch.set_num_threads(1)
 config = ExperimentConfig.model_validate_json(open(sys.argv[1]).read())
@@ -40,24 +50,38 @@ if sys.argv[3]:
         def emit(self, record):
             entry = record.__dict__.get("foundry_entry", {})
             if "metrics" in entry and entry["step"] == int(sys.argv[3]):
+                end = time.monotonic() + 60  # W&B takes longer to begin than the steps before
+                while not any(trainer.directory.path.glob("wandb/offline-run-*/*.wandb")):
+                    assert time.monotonic() < end
+                    time.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGKILL)
     logging.getLogger("foundry_log.metrics.test").addHandler(Kill())
 trainer.train(resume=True)
 """
 
 
-def train(config: ExperimentConfig, base: Path, kill_at: str = "", **environment: str) -> str:
+TALK = """
+import logging
+class Talk(logging.Handler):
+    def emit(self, record):
+        if "metrics" in record.__dict__.get("foundry_entry", {}):
+            text = "x" * 8_000
+            logging.getLogger("library").error("sent %s", text, extra={"password": "hunter2"})
+logging.getLogger("foundry_log.metrics.test").addHandler(Talk())
+"""
+
+
+def train(config: ExperimentConfig, base: Path, kill_at: str = "", script: str = SCRIPT) -> str:
     """Train in a process that has no login anywhere, and return what it has shown."""
     (base / "config.json").write_text(config.model_dump_json())
     known = {name: each for name, each in os.environ.items() if not name.startswith("WANDB_")}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(base / "config.json"), str(base), kill_at],
+        [sys.executable, "-c", script, str(base / "config.json"), str(base), kill_at],
         env={
             **known,
             "HOME": str(base / "home"),
             "NETRC": str(base / "netrc"),
             "WANDB_ERROR_REPORTING": "false",
-            **environment,
         },
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -158,19 +182,35 @@ def test_nan_is_an_alert_once(config: ExperimentConfig, tmp_path: Path) -> None:
     assert [alert.title for alert in alerts].count("loss is not finite: nan") == 1
 
 
+def test_a_run_that_fails_has_failed_for_its_tracker_too(
+    config: ExperimentConfig, tmp_path: Path
+) -> None:
+    """GIVEN a setting that cannot be WHEN the run ends by it THEN W&B has error and status."""
+    config.training.precision = "float16"
+    train(config, tmp_path, kill_at="0")
+    run = WandbRun(RunDirectory.of(tmp_path, "test").path)
+    assert [alert.level for alert in run.of("alert")] == ["ERROR"]
+    assert [end.exit_code for end in run.of("exit")] == [1]
+
+
 def test_everything_at_once(config: ExperimentConfig, tmp_path: Path) -> None:
     """
     GIVEN: profiling, details, memory, system metrics, a queue, compression, small files, redaction,
-        both trackers, kept checkpoints, and a kill in the middle
+        both trackers, kept checkpoints, a library that logs a password, and a kill in the middle
     WHEN: the run has gone on to its end
-    THEN: all of it is there, each line is strict JSON, and the history has each step once.
+    THEN: all of it is there, files were rotated and compressed, the password is nowhere, and the
+        history has each step once, with the losses of a run that logs next to nothing.
     """
     config.training.train_steps = 200
     config.training.checkpoint_every_n_steps = 40
     config.training.keep_last_checkpoints = 2
     config.training.keep_best_checkpoint = True
     config.training.gradient_accumulation_steps = 2
-    settings = config.logging
+    config.logging = LoggingConfig(log_metrics_every_n_steps=1, log_to_wandb=False)
+    plain = Trainer(config, tmp_path / "plain")
+    plain.train()
+
+    settings = config.logging = LoggingConfig(log_metrics_every_n_steps=1, log_to_tensorboard=True)
     settings.profile_performance = True
     settings.log_detailed_metrics_every_n_steps = 5
     settings.log_memory_every_n_steps = 20
@@ -179,8 +219,9 @@ def test_everything_at_once(config: ExperimentConfig, tmp_path: Path) -> None:
     settings.compress_rotated_logs = True
     settings.redact_secrets = True
     settings.max_log_size_mb = 1
-    train(config, tmp_path, kill_at="105")
-    train(config, tmp_path)
+    script = SCRIPT.replace("trainer.train", TALK + "trainer.train")
+    train(config, tmp_path, kill_at="105", script=script)
+    train(config, tmp_path, script=script)
 
     directory = RunDirectory.of(tmp_path, "test")
     for name in ("run", "metrics", "system_metrics"):
@@ -191,6 +232,13 @@ def test_everything_at_once(config: ExperimentConfig, tmp_path: Path) -> None:
     history = [entry for entry in metrics.get_metrics_history() if "metrics" in entry]
     assert [entry["step"] for entry in history] == list(range(1, 201))
     assert {entry["attempt"] for entry in history} == {1, 2}
+    assert losses(directory) == losses(plain.directory)
+    assert list(directory.path.glob("run.*.jsonl.gz")) and list(directory.path.glob("run.*.log.gz"))
+    for path in directory.path.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            content = gzip.decompress(content) if path.suffix == ".gz" else content
+            assert b"hunter2" not in content, path
     assert metrics.compute_statistics("loss")["count"] == 200
     assert scalars(directory, "loss").keys() == {entry["step"] for entry in history}
     assert len(list(directory.checkpoints.glob("step_*[0-9]"))) in (2, 3)
