@@ -275,6 +275,9 @@ class TestResume:
         again = Trainer(config, tmp_path)
         result = again.train(resume=True)
         assert (result.steps, result.last_loss) == (30, first.last_loss)
+        assert result.checkpoint == again.directory.checkpoints / "step_000030"
+        said = [entry["message"] for entry in read_jsonl(again.directory.jsonl)]
+        assert said.count("Nothing is left to train") == 1
         assert result.checkpoint == first.checkpoint
         assert [step for step, _ in losses(again)] == list(range(1, 31))
 

@@ -464,6 +464,19 @@ class TestRefusals:
         with pytest.raises(ValueError, match="has no end; give one of them"):
             TrainingConfig(epochs=None)
 
+    def test_what_is_no_configuration(self) -> None:
+        """A dict is told what to make of it."""
+        with pytest.raises(TypeError, match=r"not dict; make one .* ExperimentConfig\(\*\*"):
+            Trainer({"experiment_name": "x"})  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("resume", [None, 1])
+    def test_a_resume_that_is_none(
+        self, tiny_config: ExperimentConfig, tmp_path: Path, resume: Any
+    ) -> None:
+        """It says what it may be."""
+        with pytest.raises(TypeError, match="must be True, False or the path"):
+            Trainer(tiny_config, tmp_path).train(resume=resume)
+
     def test_a_device_in_the_words_of_its_caller(self) -> None:
         """A command line names its own option."""
         with pytest.raises(ValueError, match="--device='nonsense'"):
@@ -491,6 +504,28 @@ class TestPlan:
             epochs=epochs, train_steps=train_steps, batch_size=2, gradient_accumulation_steps=2
         )
         assert Plan.of(config, 23) == plan
+
+    def test_steps_alone_mean_these_steps(self) -> None:
+        """However many epochs they take; given or assigned."""
+        assert TrainingConfig(train_steps=7).epochs is None
+        config = TrainingConfig()
+        config.train_steps = 7
+        assert (config.epochs, Plan.of(config, 32).total_steps) == (None, 7)
+        assert TrainingConfig().epochs == 1
+        assert TrainingConfig(epochs=2, train_steps=7).epochs == 2
+        assert TrainingConfig(**config.model_dump()) == config
+
+    def test_epochs_that_end_before_the_steps_are_a_warning(
+        self, tiny_config: ExperimentConfig, tmp_path: Path
+    ) -> None:
+        """Both were asked for, and one is not done."""
+        tiny_config.data.max_megabytes = 0.00045  # 13 steps
+        tiny_config.training.epochs = 1
+        tiny_config.training.train_steps = 30
+        trainer = Trainer(tiny_config, tmp_path)
+        assert trainer.train().steps == 13
+        said = [text for text in messages(trainer) if text.startswith("The epochs end before")]
+        assert len(said) == 1
 
 
 class TestLearningRate:
