@@ -85,7 +85,7 @@ def test_what_is_per_second_is_since_the_line_before(tmp_path: Path) -> None:
     assert not any(name in RATES or name.endswith("per_s") for name in first)
     assert last.keys() >= RATES
     # 0.1 s of one core in 10 s are 1 %; what the monitor itself took comes on top.
-    assert 1.0 <= last["cpu.process_percent"] < 100
+    assert 0.99 < last["cpu.process_percent"] < 100
 
 
 def test_the_machine_is_never_busier_than_it_can_be(tmp_path: Path) -> None:
