@@ -20,6 +20,7 @@ import pytest
 from foundry_log import RotatingJsonlHandler
 from foundry_log.files import filenames, locks
 from foundry_log.files.finishing import Finisher, Hook, compress
+from foundry_log.handlers import rotating_jsonl
 
 pytestmark = pytest.mark.unit
 
@@ -29,6 +30,12 @@ DEADLINE_S = 30.0
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "run.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def waits_for_a_slow_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing waits for what is under way: a disk that syncs for seconds fails no test."""
+    monkeypatch.setattr(rotating_jsonl, "_FINISH_WITHIN_S", DEADLINE_S)
 
 
 class Reports:
