@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401 - see _drain_at_exit
 import logging
 import os
 import sys
@@ -479,12 +480,12 @@ def _drain_at_exit() -> None:
     """Have the queues written when the main thread ends, also that of a multiprocessing worker.
 
     Such a worker ends by `os._exit` and runs no atexit function, but those of `threading`; the
-    interpreter runs both, and these while the handlers are all open still.
+    interpreter runs both, and these while the handlers are all open still. The latest comes first:
+    a handler may need an executor for what is left, which that module's own function shuts down. It
+    is imported above, not here: in the child of a fork another thread's import would never end.
     """
     if _drain_all in _at_exit:
         return
-    # Its exit function comes behind ours then: a handler may need an executor for what is left.
-    import concurrent.futures.thread  # noqa: F401
 
     _at_exit.append(_drain_all)
     register: Any = getattr(threading, "_register_atexit", None)

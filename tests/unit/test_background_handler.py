@@ -1367,6 +1367,22 @@ for _ in range(15):
     assert numbers(path) == list(range(75))
 
 
+def test_a_record_imports_nothing(path: Path) -> None:
+    """In a forked child the lock of a module that another thread was importing is held for ever."""
+    code, out, err = run(
+        path,
+        """
+handler = serve()
+before = set(sys.modules)
+log.info("", extra={"n": 0})
+handler.flush()
+print({name for name in set(sys.modules) - before if name.startswith("concurrent")})
+handler.close()
+""",
+    )
+    assert (code, out.strip()) == (0, "set()"), err
+
+
 def test_forks_while_other_threads_log(path: Path) -> None:
     """Many times, and with a queue that is full: no deadlock, and nothing lost or doubled."""
     program = """
