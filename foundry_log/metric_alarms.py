@@ -197,7 +197,12 @@ class _Watch:
             return
         self._values = [*self._values, *values][-WINDOW:]
         if len(self._values) >= LEAST:
-            self.bar = max(self._values)
+            self._lift_bar(max(self._values))
+
+    def _lift_bar(self, bar: float) -> None:
+        self.bar = bar
+        if self._spike is not None:  # one has begun meanwhile, and must not be passed over
+            self.bar = -math.inf
 
     def judge(self, step: Any, value: Any) -> list[Alarm]:
         """Take a value of any kind in and return what is to be said of it."""
@@ -213,7 +218,7 @@ class _Watch:
         limit = usual.value_at(self._spike_z)
         if number <= limit:
             self.take([number])
-            self.bar = limit
+            self._lift_bar(limit)
             return []
         self._spike = _Spike(step, max(limit, self.bar), [number])
         self.bar = -math.inf  # the next value is news, whatever it is
@@ -224,11 +229,13 @@ class _Watch:
             spike.values.append(number)
             if len(spike.values) < STAYS:
                 return []
-            self._values = []
         if self._spike is not spike:  # another thread has said it
             return []
         self._spike = None
-        self.take(spike.values[-STAYS:] if number > spike.limit else [number])
+        has_stayed = number > spike.limit
+        # In one assignment: whoever comes in between is never without usual values.
+        self._values = spike.values[-STAYS:] if has_stayed else [*self._values, number][-WINDOW:]
+        self._lift_bar(max(self._values))
         steps = len(spike.values)
         return [Alarm(self.name, number, "spike", since_step=spike.since_step, steps=steps)]
 

@@ -6,13 +6,16 @@ import math
 import random
 import signal
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Iterable
+from types import FrameType
 from typing import Any
 
 import pytest
 
+from foundry_log import metric_alarms
 from foundry_log.metric_alarms import (
     EVERY,
     LEAST,
@@ -233,6 +236,41 @@ def test_threads_raise_nothing_and_are_told_once() -> None:
         for thread in threads:
             thread.join(60)
     assert kinds(found) == [("nan", False), ("nan", True)]
+
+
+@pytest.mark.parametrize("nested", [2.0, 3.5, 900.0, math.nan])
+@pytest.mark.parametrize("outer", [[2.0], [800.0], [800.0] * STAYS, [800.0, 2.0]])
+def test_a_check_may_come_in_between_any_two_lines(outer: list[float], nested: float) -> None:
+    """As a signal handler or another thread does it: nothing is raised, and alarms go on."""
+    *before, last = outer
+    moment, came_in = 0, True
+    while came_in:
+        alarms, came_in, lines = MetricAlarms(8.0), False, 0
+        for step in range(64):
+            alarms.check(step, {"loss": 2.0 + step % 3})
+        for value in before:
+            alarms.check(64, {"loss": value})
+
+        def come_in(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal came_in, lines
+            if frame.f_code.co_filename == metric_alarms.__file__ and event == "line":
+                lines += 1
+                if lines == moment + 1:  # noqa: B023 - called in this turn of the loop only
+                    came_in = True
+                    alarms.check(65, {"loss": nested})  # noqa: B023
+            return come_in
+
+        traced = sys.gettrace()
+        sys.settrace(come_in)
+        try:
+            alarms.check(66, {"loss": last})
+        finally:
+            sys.settrace(traced)
+        for step in range(67, 200):
+            alarms.check(step, {"loss": 2.0 + step % 3})
+        assert kinds(alarms.check(200, {"loss": 1e9})) == [("spike", False)]
+        moment += 1
+    assert moment > 10
 
 
 def test_a_signal_handler_may_log_anywhere() -> None:
