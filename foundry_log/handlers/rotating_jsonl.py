@@ -410,11 +410,7 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
 
     def _archive(self) -> None:
         if self.stable_names:
-            older = filenames.rotated_files(self.baseFilename)
-            name = filenames.stamped_name(
-                self.baseFilename, time.time(), after=older[-1] if older else None
-            )
-            target = self.rotation_filename(name)
+            target = self.rotation_filename(self._stable_name())
             if self._finisher is not None:
                 self._finisher.mark(target)
             self.rotate(self.baseFilename, target)
@@ -434,6 +430,13 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
                     os.remove(target)
                 self.rotate(source, target)
 
+    def _stable_name(self) -> str:
+        """Return the name that the live file gets now and keeps; the rotation lock is held."""
+        older = filenames.rotated_files(self.baseFilename)
+        return filenames.stamped_name(
+            self.baseFilename, time.time(), after=older[-1] if older else None
+        )
+
     def _numbered(self, number: int) -> str:
         return self.rotation_filename(filenames.numbered_name(self.baseFilename, number))
 
@@ -445,14 +448,19 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
             oldest = time.time() - self.max_age_days * 86_400
             surplus += [path for path in rotated if _last_written(path) < oldest]
         for path in dict.fromkeys(surplus):
-            if locks.in_use(path) or (self._finisher and self._finisher.is_unfinished(path)):
-                continue
-            try:
-                os.remove(path)
-            except FileNotFoundError:
-                pass  # somebody else has removed it
-            except OSError:
-                self._report_rotation(f"removing {path}")
+            if not (self._finisher and self._finisher.is_unfinished(path)):
+                self._remove(path)
+
+    def _remove(self, path: str) -> None:
+        """Remove a file, unless anybody holds it locked; a failure is counted."""
+        if locks.in_use(path):
+            return
+        try:
+            os.remove(path)
+        except FileNotFoundError:
+            pass  # somebody else has removed it
+        except OSError:
+            self._report_rotation(f"removing {path}")
 
     def _report_rotation(self, doing: str) -> None:
         """Count what is being handled, and report it if its cause is new."""
@@ -496,14 +504,23 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
             name = filenames.process_name(name, host_name(), os.getpid())
         self.baseFilename = self._file.path = name
         self._named_for = os.getpid()
-        if kind and folder not in _warned:
+        if kind:
+            self._warn_of_sharing(
+                kind, "Where only one process writes, per_process=False keeps the name."
+            )
+
+    def _warn_of_sharing(self, kind: str, remedy: str) -> None:
+        """Say once for a directory that each process writes a file of its own there."""
+        folder, name = os.path.split(self.baseFilename)
+        if folder not in _warned:
             _warned.add(folder)
             _log.warning(
                 "%s is on %s, where processes cannot append to one file: each writes its own, "
-                "such as %s. Where only one process writes, per_process=False keeps the name.",
+                "such as %s. %s",
                 folder,
                 kind,
-                os.path.basename(name),
+                name,
+                remedy,
             )
 
     def _follow(self) -> None:
