@@ -79,6 +79,19 @@ def _restore(logger: logging.Logger, state: tuple[Any, ...]) -> None:
     logger.setLevel(level)
 
 
+@pytest.fixture(scope="session")
+def azurite() -> Iterator[Any]:
+    """A server that speaks Azure Blob Storage's protocol, on loopback."""
+    pytest.importorskip(
+        "azure.storage.blob",
+        reason="needs test-services: pip install 'foundry_log[test-services]'",
+    )
+    from tests.azurite import running_azurite
+
+    with running_azurite() as server:
+        yield server
+
+
 @pytest.fixture
 def temp_workspace(tmp_path: Path) -> Path:
     """A directory with a small text to train on."""
