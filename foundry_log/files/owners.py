@@ -83,7 +83,8 @@ def forget_owner(path: str) -> None:
 def may_be_written(path: str, pid_in_name: int | None = None) -> bool:
     """Return whether a live file may still have a writer: one is alive, or nobody knows.
 
-    Nothing is raised, and nobody is made to wait.
+    A file that this process noted, and does not hold, it has closed. Nothing is raised, and nobody
+    is made to wait.
 
     Args:
         path: of the live file.
@@ -113,9 +114,9 @@ def boot_id() -> str:
 
 
 def _may_live(owner: Owner) -> bool:
-    """Return whether the owner, who holds no lock that can be seen here, may be alive."""
+    """Return whether the owner, who holds no lock that can be seen here, may write again."""
     if owner.host == host_name():
-        return _lives(owner)
+        return owner.pid != os.getpid() and _lives(owner)
     # Another host's locks cannot be seen from here, but those of a container beside this one can.
     return not owner.boot or owner.boot != boot_id()
 

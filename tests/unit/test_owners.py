@@ -112,8 +112,14 @@ def test_a_process_with_a_reused_id_is_not_the_owner(live: Path) -> None:
 
 def test_an_owner_whose_birthday_is_unknown_is_known_by_its_id(live: Path) -> None:
     """Where the system did not tell it, a process of that id counts as the owner."""
-    write_note(live, Owner(os.getpid(), 0.0, os.uname().nodename))
+    write_note(live, Owner(os.getppid(), 0.0, os.uname().nodename))
     assert owners.may_be_written(str(live))
+
+
+def test_a_file_that_this_process_has_closed_is_not_written(live: Path) -> None:
+    """GIVEN its own note WHEN it does not hold the file THEN it will begin another one."""
+    owners.note_owner(str(live), 0o640)
+    assert not owners.may_be_written(str(live))
 
 
 def test_a_file_of_another_host_may_be_written(live: Path) -> None:
@@ -171,6 +177,7 @@ def test_a_failing_psutil_counts_as_alive(
     owners.note_owner(str(live), 0o640)
     expected = Owner(os.getpid(), 0.0, os.uname().nodename, owners.boot_id())
     assert owners.read_owner(str(live)) == expected
+    write_note(live, dataclasses.replace(expected, pid=os.getppid()))
     assert owners.may_be_written(str(live))
 
 
