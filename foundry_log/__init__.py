@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.4.0"
 
 _HOME = {
+    "AsyncBlobStorageUploader": "shipping.blob_storage",
     "BackgroundHandler": "handlers.background",
     "ConsoleFormatter": "text_formatters",
     "ConsoleHandler": "handlers.console",
@@ -21,6 +22,7 @@ _HOME = {
     "ErrorTracker": "error_tracker",
     "ExperimentConfig": "config",
     "JsonFormatter": "formatters",
+    "LogMonitorService": "shipping.log_monitor",
     "LoggingConfig": "config",
     "LoggingSession": "session",
     "MetricsLogger": "metrics",
@@ -29,6 +31,7 @@ _HOME = {
     "RedactingFilter": "filters",
     "RotatingJsonlHandler": "handlers.rotating_jsonl",
     "RunDirectory": "run_directory",
+    "ShippingHandler": "shipping.handler",
     "SinkHandler": "sinks.base",
     "StructuredLogger": "adapters",
     "SystemMonitor": "system_metrics",
@@ -41,10 +44,14 @@ _HOME = {
     "decode_line": "encoding",
     "encode_line": "encoding",
     "fast_loggers": "plain_loggers",
+    "get_app_name": "logger",
+    "get_logger": "logger",
     "read_jsonl": "jsonl",
+    "shutdown_logging": "logger",
 }
 
 __all__ = [
+    "AsyncBlobStorageUploader",
     "BackgroundHandler",
     "ConsoleFormatter",
     "ConsoleHandler",
@@ -52,6 +59,7 @@ __all__ = [
     "ErrorTracker",
     "ExperimentConfig",
     "JsonFormatter",
+    "LogMonitorService",
     "LoggingConfig",
     "LoggingSession",
     "MetricsLogger",
@@ -60,6 +68,7 @@ __all__ = [
     "RedactingFilter",
     "RotatingJsonlHandler",
     "RunDirectory",
+    "ShippingHandler",
     "SinkHandler",
     "StructuredLogger",
     "SystemMonitor",
@@ -72,7 +81,10 @@ __all__ = [
     "decode_line",
     "encode_line",
     "fast_loggers",
+    "get_app_name",
+    "get_logger",
     "read_jsonl",
+    "shutdown_logging",
 ]
 
 if TYPE_CHECKING:
@@ -87,11 +99,15 @@ if TYPE_CHECKING:
     from foundry_log.handlers.console import ConsoleHandler
     from foundry_log.handlers.rotating_jsonl import RotatingJsonlHandler
     from foundry_log.jsonl import read_jsonl
+    from foundry_log.logger import get_app_name, get_logger, shutdown_logging
     from foundry_log.metrics import MetricsLogger
     from foundry_log.performance import PerformanceLogger
     from foundry_log.plain_loggers import fast_loggers
     from foundry_log.run_directory import RunDirectory
     from foundry_log.session import LoggingSession, configure
+    from foundry_log.shipping.blob_storage import AsyncBlobStorageUploader
+    from foundry_log.shipping.handler import ShippingHandler
+    from foundry_log.shipping.log_monitor import LogMonitorService
     from foundry_log.sinks.base import SinkHandler
     from foundry_log.sinks.tensorboard import TensorBoardHandler
     from foundry_log.sinks.wandb import WandbHandler

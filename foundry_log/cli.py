@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from foundry_log import __version__
 
@@ -24,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        return _demo(options)
+        return _COMMANDS[options.command](options)
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return _INTERRUPTED
@@ -38,6 +40,32 @@ def _demo(options: argparse.Namespace) -> int:
     except (ImportError, demo.UsageError) as error:
         print(f"foundry-log demo: error: {error}", file=sys.stderr)
         return _USAGE
+
+
+def _ship(options: argparse.Namespace) -> int:
+    from foundry_log import ship
+
+    try:
+        return ship.ship(
+            ship.ShipOptions(
+                directory=Path(options.directory),
+                to=options.to,
+                once=options.once,
+                dry_run=options.dry_run,
+                everything=options.all,
+                prefix=options.prefix,
+                interval_s=options.interval,
+                delete_after_days=options.delete_after,
+                register=options.register and Path(options.register),
+                workers=options.workers,
+            )
+        )
+    except (ImportError, ship.UsageError) as error:
+        print(f"foundry-log ship: error: {error}", file=sys.stderr)
+        return _USAGE
+
+
+_COMMANDS = {"demo": _demo, "ship": _ship}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,7 +93,76 @@ def _parser() -> argparse.ArgumentParser:
         metavar="D",
         help="such as cpu or cuda:0 (default: a GPU where there is one, otherwise the CPU)",
     )
+    _add_ship(commands)
     return parser
+
+
+def _add_ship(commands: Any) -> None:
+    ship = commands.add_parser(
+        "ship",
+        help="send finished log files to a store, each once",
+        description="Send the finished log files below a directory to a store, each once: rotated "
+        "files 30 seconds after their last line, others ten minutes after the end of their writer. "
+        "Goes on until SIGTERM or Ctrl-C, and can be killed at any time: what was sent is noted in "
+        "DIR. Several may run at once.",
+    )
+    ship.add_argument(
+        "directory", metavar="DIR", help="the files, those in its sub-directories too"
+    )
+    ship.add_argument(
+        "--to",
+        required=True,
+        metavar="URL",
+        help="https://<account>.blob.core.windows.net/<container>[/<prefix>] or file:///<path>; "
+        "credentials come from AZURE_STORAGE_SAS_TOKEN, AZURE_STORAGE_KEY, "
+        "AZURE_STORAGE_CONNECTION_STRING, or else from azure-identity",
+    )
+    ship.add_argument("--once", action="store_true", help="look once, send what is finished, end")
+    ship.add_argument(
+        "--all",
+        action="store_true",
+        help="with --once: do not wait for files to rest, send all that nobody has open",
+    )
+    ship.add_argument(
+        "--dry-run", action="store_true", help="say what --once would do, and do nothing"
+    )
+    ship.add_argument(
+        "--prefix",
+        metavar="P",
+        help="of the names in the store (default: the URL's, or DIR's name)",
+    )
+    ship.add_argument(
+        "--interval",
+        type=_above_zero,
+        default=60.0,
+        metavar="S",
+        help="seconds from one look to the next (default: 60)",
+    )
+    ship.add_argument(
+        "--delete-after",
+        type=_above_zero,
+        metavar="DAYS",
+        help="remove rotated files that were sent and are older, once the store confirms their "
+        "size and content (default: never)",
+    )
+    ship.add_argument(
+        "--workers", type=_positive, default=4, metavar="N", help="uploads at a time (default: 4)"
+    )
+    ship.add_argument(
+        "--register",
+        metavar="FILE",
+        help="where to note what was sent (default: .foundry_log_shipping.sqlite in DIR)",
+    )
+
+
+def _above_zero(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return number
 
 
 def _positive(text: str) -> int:

@@ -21,6 +21,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    field_serializer,
     model_validator,
 )
 
@@ -149,6 +150,13 @@ class LoggingConfig(Section):
     """Names of more fields that are secret."""
     redact_patterns: list[str] = Field(default_factory=list)
     """Regular expressions of more texts that are secret."""
+    ship_to: str | None = Field(default=None, repr=False)
+    """Where finished files go: `https://<account>.blob.core.windows.net/<container>[/<prefix>]`, or
+    `file:///<path>`; None for nowhere. Files that tell the configuration leave a SAS out."""
+    ship_every_s: Positive = 60.0
+    """Seconds from one look for finished files to the next."""
+    delete_shipped_after_days: Positive | None = None
+    """Days after which a rotated file that was shipped is removed here; None for never."""
     log_metrics_every_n_steps: Count = 10
     """Steps from one line of metrics to the next."""
     log_detailed_metrics_every_n_steps: Count = 100
@@ -170,6 +178,10 @@ class LoggingConfig(Section):
     """Steps from one record of memory use to the next."""
     max_errors_to_track: Count = 1000
     """Errors that are kept in memory; the file has them all."""
+
+    @field_serializer("ship_to", when_used="json")
+    def _without_secret(self, address: str | None) -> str | None:
+        return address and address.partition("?")[0]
 
     @model_validator(mode="after")
     def _try_redaction(self) -> LoggingConfig:

@@ -36,6 +36,9 @@ class LoggingSettings(Protocol):
     redact_secrets: bool
     redact_keys: list[str]
     redact_patterns: list[str]
+    ship_to: str | None
+    ship_every_s: float
+    delete_shipped_after_days: float | None
 
 
 def dict_config(
@@ -74,6 +77,9 @@ def dict_config(
             "overflow": settings.background_overflow,
         }
         attached = ["background"]
+    if settings.ship_to is not None and _writes_files(settings):
+        handlers["shipping"] = _shipping_handler(settings, directory)
+        attached.append("shipping")
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -116,6 +122,18 @@ def _file_handler(settings: LoggingSettings, path: str, formatter: str) -> dict[
         "per_rank": file_rank(settings.rank_files) is not None,
         "permissions": settings.file_permissions,
         "delay": True,  # a directory that cannot be written costs a report, not the program's start
+    }
+
+
+def _shipping_handler(
+    settings: LoggingSettings, directory: str | os.PathLike[str]
+) -> dict[str, Any]:
+    return {
+        "class": "foundry_log.ShippingHandler",
+        "directory": os.path.abspath(directory),
+        "to": settings.ship_to,
+        "scan_interval_s": settings.ship_every_s,
+        "delete_after_days": settings.delete_shipped_after_days,
     }
 
 

@@ -100,7 +100,9 @@ class LoggingSession:
         is_active = any(handler in root.handlers for handler in self.handlers)
         for handler in self.handlers:
             root.removeHandler(handler)
-        for handler in (*self.handlers, *_writers(self.handlers)):
+        closing = [*self.handlers, *_writers(self.handlers)]
+        # What ships the files comes when the others have ended them.
+        for handler in sorted(closing, key=lambda each: getattr(each, "closes_last", False)):
             try:
                 handler.close()
             except Exception:  # the others are closed, and the root logger gets its own back

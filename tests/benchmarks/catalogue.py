@@ -14,6 +14,7 @@ from tests.benchmarks import (
     rotation,
     selftest,
     setups,
+    shipping,
     threads,
     timing,
     trackers,
@@ -41,6 +42,11 @@ _STANDARD: tuple[Workload, ...] = (
     training.TRAINING_PACED,
     trackers.TRACKERS,
     imports.IMPORT,
+    shipping.SHIP_SCAN,
+    shipping.SHIP_IDLE,
+    shipping.SHIP_QUEUE,
+    shipping.SHIP_SMALL,
+    shipping.SHIP_LARGE,
     memory.MEMORY,
 )
 

@@ -52,17 +52,19 @@ LAYERS = (
         "timer_thread",
         "watchdog",
         "signals",
+        "logger",
         "session",
     },
     # sinks
     {"sinks.*"},
     # wings
-    {"training.*"},
+    {"training.*", "shipping.*"},
     # command line
-    {"demo", "cli"},
+    {"demo", "ship", "cli"},
 )
 
 PUBLIC = {
+    "AsyncBlobStorageUploader",
     "BackgroundHandler",
     "ConsoleFormatter",
     "ConsoleHandler",
@@ -70,6 +72,7 @@ PUBLIC = {
     "ErrorTracker",
     "ExperimentConfig",
     "JsonFormatter",
+    "LogMonitorService",
     "LoggingConfig",
     "LoggingSession",
     "MetricsLogger",
@@ -78,6 +81,7 @@ PUBLIC = {
     "RedactingFilter",
     "RotatingJsonlHandler",
     "RunDirectory",
+    "ShippingHandler",
     "SinkHandler",
     "StructuredLogger",
     "SystemMonitor",
@@ -90,7 +94,10 @@ PUBLIC = {
     "decode_line",
     "encode_line",
     "fast_loggers",
+    "get_app_name",
+    "get_logger",
     "read_jsonl",
+    "shutdown_logging",
 }
 
 

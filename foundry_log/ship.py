@@ -1,0 +1,159 @@
+"""`foundry-log ship`: finished files of a directory to a store, at a terminal or in a pipe."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from foundry_log.handlers.console import ConsoleHandler
+from foundry_log.shipping.destinations import store_at
+from foundry_log.shipping.log_monitor import LogMonitorService
+from foundry_log.text_formatters import ConsoleFormatter
+
+PROGRESS_EVERY_S = 0.2
+_FAILED = 1
+_log = logging.getLogger("foundry_log.shipping")
+
+
+class UsageError(Exception):
+    """Nothing can be shipped; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class ShipOptions:
+    """What the command line asks for; see its help."""
+
+    directory: Path
+    to: str
+    once: bool = False
+    dry_run: bool = False
+    everything: bool = False
+    prefix: str | None = None
+    interval_s: float = 60.0
+    delete_after_days: float | None = None
+    register: Path | None = None
+    workers: int = 4
+
+
+def ship(options: ShipOptions) -> int:
+    """Ship until SIGTERM or SIGINT, or once; return the exit code.
+
+    Returns:
+        0; 1 where the store cannot be had, or `once` has left files that failed.
+
+    Raises:
+        ImportError: the SDK of the store is missing.
+        UsageError: an option cannot be used.
+    """
+    if not options.directory.is_dir():
+        raise UsageError(f"{options.directory} is no directory; give the one with the log files")
+    if options.everything and not (options.once or options.dry_run):
+        raise UsageError("--all says that nothing more will come: it goes with --once or --dry-run")
+    try:
+        store, prefix = store_at(options.to)
+        monitor = LogMonitorService(
+            options.directory,
+            store=store,
+            prefix=options.prefix or prefix or options.directory.resolve().name,
+            whole_directory=True,
+            is_run=options.everything,
+            scan_interval=options.interval_s,
+            retention_days=options.delete_after_days,
+            register=options.register,
+            workers=options.workers,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    with _told_on_stderr():
+        return asyncio.run(_ship(monitor, options))
+
+
+async def _ship(monitor: LogMonitorService, options: ShipOptions) -> int:
+    if options.dry_run:
+        return await _tell_plan(monitor, options)
+    stop = _stop_request()
+    if not await monitor.initialize(scans=not options.once):
+        return _FAILED
+    code = 0
+    try:
+        async with _progress(monitor):
+            if options.once:
+                report = await monitor.scan(is_finished=options.everything)
+                code = _FAILED if report.failed else 0
+            else:
+                await stop.wait()
+    finally:
+        await monitor.shutdown(scans=not options.once)
+    return code
+
+
+async def _tell_plan(monitor: LogMonitorService, options: ShipOptions) -> int:
+    plan = await monitor.plan(is_finished=options.everything)
+    for line in plan:
+        print(line)
+    return 0
+
+
+def _stop_request() -> asyncio.Event:
+    """Return what the first SIGTERM or SIGINT sets; a second one ends the process as usual."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def on_signal(number: int) -> None:
+        _log.info("stopping, %s: what is under way is finished", signal.Signals(number).name)
+        loop.remove_signal_handler(number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    return stop
+
+
+@contextlib.contextmanager
+def _told_on_stderr() -> Iterator[None]:
+    """Show what shipping says on standard error alone."""
+    handler = ConsoleHandler()
+    handler.setFormatter(ConsoleFormatter())
+    before = (_log.level, _log.propagate)
+    _log.addHandler(handler)
+    _log.setLevel(logging.INFO)
+    _log.propagate = False
+    try:
+        yield
+    finally:
+        _log.removeHandler(handler)
+        _log.level, _log.propagate = before
+
+
+@contextlib.asynccontextmanager
+async def _progress(monitor: LogMonitorService) -> AsyncIterator[None]:
+    """Show on a terminal how far the uploads are."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    task = asyncio.create_task(_show_progress(monitor))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        sys.stderr.write("\r\x1b[K")
+
+
+async def _show_progress(monitor: LogMonitorService) -> None:
+    uploader = monitor.uploader
+    while uploader is not None:
+        if uploader.pending:
+            done = uploader.uploaded + uploader.already_there
+            sys.stderr.write(
+                f"\r\x1b[K{done} shipped, {uploader.pending} to go, "
+                f"{uploader.bytes_sent / 1e6:.1f} MB sent, {uploader.failed.total()} failed"
+            )
+            sys.stderr.flush()
+        await asyncio.sleep(PROGRESS_EVERY_S)

@@ -1,0 +1,148 @@
+"""Shipping as a part of the logging configuration: one more handler, that takes no record."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from foundry_log.handlers.direct import TakesParts
+from foundry_log.records import Parts
+from foundry_log.shipping.destinations import store_at
+from foundry_log.shipping.lasting_threads import LastingThreads
+from foundry_log.shipping.log_monitor import LogMonitorService
+
+THREADS = 4
+RETRY_S = 60.0
+"""Seconds after which a store that cannot be had is asked again."""
+
+_log = logging.getLogger("foundry_log.shipping")
+
+
+class ShippingHandler(TakesParts, logging.Handler):
+    """Ships the finished files of a directory while it exists, on threads of its own.
+
+    It is a handler so that `dictConfig`, an ini file or `LoggingConfig(ship_to=...)` make it and
+    closing the logging ends it; records pass it by. Rotated files travel as they come, and at the
+    end all files that nobody has open any more. The run never waits for the store but at the end,
+    `close_within_s` at the most; what is left then is said, and `foundry-log ship` sends it.
+
+    It belongs to the process that made it: the child of a fork ships nothing. Several processes may
+    ship one directory; each file is handled by one of them.
+
+    Args:
+        directory: with the files; its sub-directories are shipped too.
+        to: `https://<account>.blob.core.windows.net/<container>[/<prefix>]`, or `file:///<path>`.
+            Credentials are those of `store_at`.
+        prefix: of the names in the store; "" for that of the address, and without one the last two
+            parts of the directory's path, such as `runs/first`.
+        scan_interval_s: seconds from one look at the directory to the next, above 0.
+        delete_after_days: days after which a rotated file that was shipped is removed here; None
+            for never.
+        close_within_s: seconds for which closing waits, 0 or more.
+
+    Raises:
+        ValueError: an argument is out of range; no address.
+        ImportError: Azure's SDK is missing.
+    """
+
+    closes_last = True
+    """Whether a session closes it after all others."""
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        to: str,
+        *,
+        prefix: str = "",
+        scan_interval_s: float = 60.0,
+        delete_after_days: float | None = None,
+        close_within_s: float = 30.0,
+    ) -> None:
+        if not close_within_s >= 0:
+            raise ValueError(f"close_within_s={close_within_s} must be 0 or more seconds")
+        super().__init__(level=logging.CRITICAL + 1)  # so that records do not even come here
+        self.is_direct = True
+        self.directory = Path(directory).absolute()
+        store, place = store_at(to)
+        self.prefix = prefix or place or "/".join(self.directory.parts[-2:]).strip("/")
+        self.monitor = LogMonitorService(
+            self.directory,
+            store=store,
+            prefix=self.prefix,
+            whole_directory=True,
+            is_run=True,
+            scan_interval=scan_interval_s,
+            retention_days=delete_after_days,
+        )
+        self._url = store.url
+        self._close_within_s = close_within_s
+        self._process = os.getpid()
+        self._loop = asyncio.new_event_loop()
+        self._is_closing = asyncio.Event()
+        self._threads = LastingThreads(THREADS, "foundry_log-shipping")
+        self._loop.set_default_executor(self._threads)
+        self._thread = threading.Thread(target=self._run, name="foundry_log-shipping", daemon=True)
+        self._thread.start()
+        _close_last(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Do nothing: what is shipped is files."""
+
+    def emit_parts(self, parts: Parts) -> None:
+        """Do nothing: what is shipped is files."""
+
+    def close(self) -> None:
+        """Ship what is finished, waiting `close_within_s` at the most, and end. Idempotent."""
+        super().close()
+        if os.getpid() != self._process or not self._thread.is_alive():
+            return
+        self._loop.call_soon_threadsafe(self._is_closing.set)
+        self._thread.join(self._close_within_s)
+        if self._thread.is_alive():
+            _log.warning(
+                "%s could not be shipped within %g s; what is left is sent by: "
+                "foundry-log ship %s --to %s --prefix %s --once --all",
+                self.directory,
+                self._close_within_s,
+                self.directory,
+                self._url,
+                self.prefix,
+            )
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._ship())
+        except Exception:
+            _log.exception("shipping %s has ended", self.directory)
+        finally:
+            self._loop.close()
+            self._threads.shutdown()
+
+    async def _ship(self) -> None:
+        while not self._is_closing.is_set() and not await self.monitor.initialize():
+            await _set_within(self._is_closing, RETRY_S)
+        await self._is_closing.wait()
+        await self.monitor.shutdown(is_finished=True)
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except asyncio.TimeoutError:
+        pass
+
+
+def _close_last(handler: logging.Handler) -> None:
+    """Have `logging.shutdown` close the handler after all others: they finish what it ships.
+
+    It goes through this list from its end.
+    """
+    handlers: list[Any] = logging._handlerList  # type: ignore[attr-defined]
+    with logging._lock:  # type: ignore[attr-defined]
+        reference = next(each for each in handlers if each() is handler)
+        handlers.remove(reference)
+        handlers.insert(0, reference)
