@@ -15,13 +15,16 @@ _T = TypeVar("_T")
 BLOCK = 4 * 1024 * 1024
 """Bytes that are read, hashed and sent at once."""
 
+SMALL = 64 * 1024
+"""Bytes up to which a file is read at once, like its directory entry: a thread takes longer."""
+
 
 class Content:
     """The bytes that a file had when it was given, by an open descriptor; not by its name.
 
     A file that is renamed meanwhile is read on. One that shrinks, or is written to in place, is
-    found out where its size or time of change tells. Reading is done on threads; use it from one
-    task at a time.
+    found out where its size or time of change tells. All but small ones are read on threads; use it
+    from one task at a time.
 
     Args:
         descriptor: open for reading; its owner closes it.
@@ -59,7 +62,10 @@ class Content:
         while position < self.size:
             # Made here: memory that each thread has of its own is several times as much.
             block = bytearray(min(size, self.size - position))
-            await in_thread(self._fill, block, position, digest.update)
+            if self.size <= SMALL:
+                self._fill(block, position, digest.update)
+            else:
+                await in_thread(self._fill, block, position, digest.update)
             position += len(block)
             yield block
         self._check_unchanged()

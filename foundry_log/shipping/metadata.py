@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import gzip
+import itertools
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from foundry_log.shipping.scanning import LogFile
 _EDGE = 64 * 1024
 """Bytes at each end of a file that are searched for a time."""
 
+_LINES = 100
+"""Lines that are looked at for a time, from either end: a traceback has fewer."""
 _LOCAL = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d{1,6})?", re.ASCII)
 
 
@@ -77,7 +80,8 @@ def time_of_line(line: bytes) -> float | None:
 
 
 def _first_time(lines: Iterable[bytes]) -> float | None:
-    return next((found for line in lines if (found := time_of_line(line)) is not None), None)
+    looked_at = itertools.islice(lines, _LINES)
+    return next((found for line in looked_at if (found := time_of_line(line)) is not None), None)
 
 
 def _seconds(text: str) -> float:

@@ -91,6 +91,7 @@ class Register:
         self._done: set[bytes] = set()
         self._sizes: set[int] = set()
         self._last_id = 0
+        self._seen_version: tuple[int] | None = None
         self._place: tuple[int, int] | None = None
         self._database = self._opened()
         self.refresh()
@@ -144,6 +145,10 @@ class Register:
         with self._lock:
             if _place(self.path) != self._place:
                 self._reopen()
+            version = self._run(lambda database: database.execute("PRAGMA data_version").fetchone())
+            if version == self._seen_version:  # nobody else has changed it
+                return
+            self._seen_version = version
             rows = self._run(
                 lambda database: database.execute(
                     "SELECT id, device, inode, size, mtime_ns FROM shipped "
@@ -197,6 +202,7 @@ class Register:
         self._done.clear()
         self._sizes.clear()
         self._last_id = 0
+        self._seen_version = None
 
     def _row(self, where: str, *values: object) -> Shipped | None:
         row = self._run(
