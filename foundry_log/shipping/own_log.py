@@ -12,17 +12,23 @@ log = logging.getLogger("foundry_log.shipping")
 _changing = threading.Lock()
 
 
+_SDK = logging.getLogger("azure")
+
+
 class _Console(ConsoleHandler):
     """Stands in for the root logger's handlers while monitors run in this process."""
 
     users = 0
+    has_quietened = False
 
 
 def keep_to_console() -> None:
     """Show warnings of `log` on the console and nowhere else, until each user has let go.
 
     Handlers of the logger itself get its records as before. Where it does not propagate already,
-    somebody looks after it, and nothing is changed. Thread-safe.
+    somebody looks after it, and nothing is changed. The loggers of Azure's SDK, which write many
+    lines for each request, are quiet up to warnings, unless they have been given a level.
+    Thread-safe.
     """
     with _changing:
         console = _console()
@@ -34,6 +40,9 @@ def keep_to_console() -> None:
             console.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
             log.addHandler(console)
             log.propagate = False
+            console.has_quietened = _SDK.level == logging.NOTSET
+            if console.has_quietened:
+                _SDK.setLevel(logging.WARNING)
         console.users += 1
 
 
@@ -47,6 +56,8 @@ def let_go() -> None:
         if console.users == 0:
             log.removeHandler(console)
             log.propagate = True
+            if console.has_quietened:
+                _SDK.setLevel(logging.NOTSET)
             console.close()
 
 

@@ -148,6 +148,18 @@ def test_imports_run_downwards() -> None:
     assert not upwards
 
 
+def test_the_wings_do_not_import_each_other() -> None:
+    """Who trains need not ship, and the other way round."""
+    wings = {"training", "shipping"}
+    crossing = [
+        f"{name} imports {other}"
+        for name, others in graph().items()
+        for other in others
+        if {name.split(".")[0], other.split(".")[0]} == wings
+    ]
+    assert not crossing
+
+
 def test_no_files_import_each_other_in_a_circle() -> None:
     """Within a layer too there is an order in which the files can be read."""
     left = graph()

@@ -706,13 +706,19 @@ class TestLogMonitorServiceMonitorLoop:
         assert asyncio.run(run()) == 1
 
     def test_what_it_says_reaches_no_file_of_the_application(
-        self, logs: Path, blobs: Path, capsys: pytest.CaptureFixture[str]
+        self,
+        logs: Path,
+        blobs: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Warnings go to the console; two monitors share that, and put it back."""
+        monkeypatch.setattr(logging.getLogger(), "level", logging.DEBUG)
         seen: list[logging.LogRecord] = []
         handler = logging.Handler()
         handler.emit = seen.append  # type: ignore[method-assign]
         logging.getLogger().addHandler(handler)
+        sdk = logging.getLogger("azure")
 
         async def run() -> None:
             services = [monitor_of(logs, blobs, register=logs / f"{n}.sqlite") for n in range(2)]
@@ -720,6 +726,8 @@ class TestLogMonitorServiceMonitorLoop:
                 await service.initialize()
             await services[0].shutdown()
             log.warning("careful")
+            logging.getLogger("azure.identity").info("a request")
+            logging.getLogger("azure.identity").warning("a refusal")
             assert not log.propagate
             await services[1].shutdown()
 
@@ -728,6 +736,8 @@ class TestLogMonitorServiceMonitorLoop:
         finally:
             logging.getLogger().removeHandler(handler)
         assert not [record for record in seen if record.name == log.name]
+        assert [r.msg for r in seen if r.name.startswith("azure")] == ["a refusal"]
+        assert sdk.level == logging.NOTSET
         assert capsys.readouterr().err.count("careful") == 1
         assert log.propagate
         assert not log.handlers
