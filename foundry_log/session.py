@@ -100,7 +100,7 @@ class LoggingSession:
         is_active = any(handler in root.handlers for handler in self.handlers)
         for handler in self.handlers:
             root.removeHandler(handler)
-        closing = [*self.handlers, *_writers(self.handlers)]
+        closing = dict.fromkeys((*self.handlers, *_writers(self.handlers)))
         # What ships the files comes when the others have ended them.
         for handler in sorted(closing, key=lambda each: getattr(each, "closes_last", False)):
             try:

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from foundry_log.handlers.console import ConsoleHandler
 from foundry_log.shipping.destinations import store_at
+from foundry_log.shipping.handler import RETRY_S, set_within
 from foundry_log.shipping.log_monitor import LogMonitorService
+from foundry_log.shipping.register import RegisterError
 from foundry_log.text_formatters import ConsoleFormatter
 
 PROGRESS_EVERY_S = 0.2
@@ -71,26 +73,40 @@ def ship(options: ShipOptions) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from error
     with _told_on_stderr():
-        return asyncio.run(_ship(monitor, options))
+        try:
+            return asyncio.run(_ship(monitor, options))
+        except RegisterError as error:
+            raise UsageError(str(error)) from error
 
 
 async def _ship(monitor: LogMonitorService, options: ShipOptions) -> int:
     if options.dry_run:
         return await _tell_plan(monitor, options)
     stop = _stop_request()
-    if not await monitor.initialize(scans=not options.once):
-        return _FAILED
-    code = 0
+    while not await monitor.initialize(scans=not options.once):
+        if options.once or await set_within(stop, RETRY_S):
+            return _FAILED
     try:
         async with _progress(monitor):
             if options.once:
-                report = await monitor.scan(is_finished=options.everything)
-                code = _FAILED if report.failed else 0
-            else:
-                await stop.wait()
+                return await _scan_unless_stopped(monitor, options, stop)
+            await stop.wait()
+            return 0
     finally:
-        await monitor.shutdown(scans=not options.once)
-    return code
+        await monitor.shutdown(scans=False)
+
+
+async def _scan_unless_stopped(
+    monitor: LogMonitorService, options: ShipOptions, stop: asyncio.Event
+) -> int:
+    scan = asyncio.ensure_future(monitor.scan(is_finished=options.everything))
+    stopped = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((scan, stopped), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not scan.done():
+        scan.cancel()
+        return _FAILED
+    return _FAILED if scan.result().failed else 0
 
 
 async def _tell_plan(monitor: LogMonitorService, options: ShipOptions) -> int:

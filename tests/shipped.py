@@ -7,14 +7,16 @@ has brought from Azure. Names tell nothing here but `.gz`: a blob may have got a
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.conservation import acknowledged, records_in
+from tests.conservation import DEADLINE_S, acknowledged, records_in
 
 _SHOWN = 5
 
@@ -94,21 +96,39 @@ def blob_files(store: Path) -> list[Path]:
     return sorted(path for path in found if not path.relative_to(store).parts[0].startswith("."))
 
 
+def blob_names(store: Path) -> set[str]:
+    """Return the names of the blobs in a directory."""
+    return {path.relative_to(store).as_posix() for path in blob_files(store)}
+
+
+def wait_for_blobs(store: Path, count: int) -> set[str]:
+    """Wait until a directory has so many blobs; return their names, fewer after a deadline."""
+    limit = time.monotonic() + DEADLINE_S
+    while len(blob_files(store)) < count and time.monotonic() < limit:
+        time.sleep(0.01)
+    return blob_names(store)
+
+
 def log_files(directory: Path) -> Iterator[Path]:
     """Yield what may be a log: hidden files and the writers' notes are none."""
     for path in directory.rglob("*"):
-        if path.is_file() and not path.name.startswith("."):
-            if path.name.endswith((".log", ".jsonl", ".gz")):
-                yield path
+        is_log = path.name.endswith((".log", ".jsonl", ".gz")) and not path.name.startswith(".")
+        if is_log and path.is_file():
+            yield path
 
 
 def fetch(account_url: str, container: str, key: str, store: Path) -> dict[str, dict[str, str]]:
-    """Bring all blobs of a container to a directory; return their metadata by name."""
+    """Bring all blobs of a container to a directory; return their metadata by name.
+
+    A container that is not there yet has none.
+    """
     import azure.storage.blob as sdk
 
     metadata: dict[str, dict[str, str]] = {}
     client: Any
     with sdk.ContainerClient(account_url, container, credential=key) as client:
+        if not client.exists():
+            return metadata
         for blob in client.list_blobs(include=["metadata"]):
             path = store / blob.name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +145,7 @@ def _latest(states: Iterable[Sequence[str]]) -> Iterator[Sequence[str]]:
             by_begin[names[0]].append(names)
     for group in by_begin.values():
         group.sort(key=len)
-        for earlier, later in zip(group, group[1:], strict=False):
+        for earlier, later in itertools.pairwise(group):
             if len(later) == len(earlier) or later[: len(earlier)] != earlier:
                 yield earlier
         yield group[-1]

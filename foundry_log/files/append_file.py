@@ -296,6 +296,11 @@ class AppendFile:
             rest = rest[os.write(self._descriptor, rest) :]
 
 
+def open_files() -> list[str]:
+    """Return the paths of the files that this process has open to append to."""
+    return sorted({file.path for file in list(_open_files) if file.is_open})
+
+
 def sync_all() -> None:
     """Wait until the device has what this process wrote to any file that is open."""
     for file in list(_open_files):

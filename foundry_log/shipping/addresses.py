@@ -56,6 +56,10 @@ def parse_destination(url: str) -> Destination:
     split = _split(url)
     if split.scheme == "file":
         return Destination(directory=_directory(split, url))
+    if not split.scheme:
+        raise _wrong(url, "has no scheme", f"file:///DIRECTORY or {RIGHT_FORM}/CONTAINER")
+    if "?" in unquote(split.path):
+        raise _wrong(url.partition("%3")[0], "has an encoded '?' in its path; write it as '?'")
     parts = [unquote(part) for part in split.path.split("/") if part]
     count = 1 if _is_loopback(split) else 0
     path = "".join(f"/{part}" for part in parts[:count])

@@ -75,7 +75,7 @@ class AzureStore:
             the asynchronous kind, which stays the caller's to close. None: the signature in
             `account_url`, and without one whoever this process runs as (DefaultAzureCredential).
         ca_file: path of the certificates to trust in place of the system's.
-        timeout_s: seconds that one request may take.
+        timeout_s: seconds that one request may take; of a block eight times as many.
     """
 
     def __init__(
@@ -288,11 +288,18 @@ class AzureStore:
             lambda: blob.stage_block(
                 block_id, _slices(block), len(block), transactional_content_md5=md5
             ),
+            patience=IN_FLIGHT,  # so many may share a slow line
         )
 
-    async def _request(self, doing: str, call: Callable[[], Awaitable[_T]]) -> _T:
+    async def _request(
+        self, doing: str, call: Callable[[], Awaitable[_T]], patience: float = 1.0
+    ) -> _T:
+        limit_s = patience * self._timeout_s
         with self._translating(doing):
-            return await asyncio.wait_for(call(), self._timeout_s)
+            try:
+                return await asyncio.wait_for(call(), limit_s)
+            except asyncio.TimeoutError:
+                raise asyncio.TimeoutError(f"no answer within {limit_s:g} s") from None
 
     @contextlib.contextmanager
     def _translating(self, doing: str) -> Iterator[None]:

@@ -19,8 +19,9 @@ from foundry_log.handlers.losses import cause_of
 from foundry_log.shipping.addresses import scrubbed
 from foundry_log.shipping.azure_store import AzureStore
 from foundry_log.shipping.backoff import Pace
+from foundry_log.shipping.content import ChangedError
 from foundry_log.shipping.delivery import Delivery, FileInUseError, Receipt, UploadJob, told
-from foundry_log.shipping.store import BlobStore, check_blob_name
+from foundry_log.shipping.store import BlobStore, StoreError, check_blob_name
 
 __all__ = ["AsyncBlobStorageUploader", "FileInUseError", "NotReadyError", "Receipt", "UploadJob"]
 
@@ -274,9 +275,13 @@ class AsyncBlobStorageUploader:
         job = self._jobs[future]
         try:
             receipt = None if future.done() else await self._deliver(job)
-        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit):
             raise  # the loop is about to end; the job stays among those that are left
         except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                if _is_cancelled():
+                    raise
+                error = StoreError("something that the store waited for was cancelled")
             del self._jobs[future]
             self._fail(future, job, error)
         else:
@@ -302,12 +307,14 @@ class AsyncBlobStorageUploader:
     def _fail(self, future: asyncio.Future[Receipt], job: UploadJob, error: BaseException) -> None:
         if not future.done():
             future.set_exception(error)
-        self._give_up(job.path, error)
+        # Of a file that was found a while ago it is usual to be gone, or to be written again.
+        usual = (FileNotFoundError, ChangedError) if job.identity is not None else ()
+        is_usual = isinstance(error, (FileInUseError, *usual))
+        self._give_up(job.path, error, logging.INFO if is_usual else logging.ERROR)
 
-    def _give_up(self, path: str, error: BaseException) -> None:
+    def _give_up(self, path: str, error: BaseException, level: int = logging.ERROR) -> None:
         cause = cause_of(error)
         self.failed[cause] += 1
-        level = logging.INFO if isinstance(error, FileInUseError) else logging.ERROR
         text, count = told(error), self.failed[cause]
         _log.log(level, "%s is not uploaded: %s (%s: %d so far)", path, text, cause, count)
 
@@ -322,6 +329,15 @@ class AsyncBlobStorageUploader:
     def _forget_unless_done(self, key: tuple[object, ...], future: asyncio.Future[Receipt]) -> None:
         if future.cancelled() or future.exception() is not None:
             self._known.pop(key, None)
+
+
+def _is_cancelled() -> bool:
+    """Return whether this task is, and it was not some library's that it has waited for.
+
+    Python 3.10 cannot tell.
+    """
+    cancelling: Callable[[], int] | None = getattr(asyncio.current_task(), "cancelling", None)
+    return cancelling is None or cancelling() > 0
 
 
 def _check(is_right: bool, message: str) -> None:

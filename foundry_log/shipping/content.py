@@ -19,6 +19,10 @@ SMALL = 64 * 1024
 """Bytes up to which a file is read at once, like its directory entry: a thread takes longer."""
 
 
+class ChangedError(OSError):
+    """A file has changed while it was read."""
+
+
 class Content:
     """The bytes that a file had when it was given, by an open descriptor; not by its name.
 
@@ -82,14 +86,14 @@ class Content:
         while done < len(block):
             count = os.preadv(self._descriptor, [memoryview(block)[done:]], position + done)
             if not count:
-                raise OSError(errno.EIO, "the file has become shorter while it was read", self.path)
+                raise ChangedError(errno.EIO, "it has become shorter while it was read", self.path)
             done += count
         update(block)
 
     def _check_unchanged(self) -> None:
         status = os.fstat(self._descriptor)
         if (status.st_size, status.st_mtime_ns) != (self.size, self._modified_ns):
-            raise OSError(errno.EIO, "the file was written to while it was read", self.path)
+            raise ChangedError(errno.EIO, "it was written to while it was read", self.path)
 
 
 async def in_thread(function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:

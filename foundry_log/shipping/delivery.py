@@ -14,6 +14,7 @@ from foundry_log.files import locks
 from foundry_log.shipping.addresses import scrubbed
 from foundry_log.shipping.backoff import Pace
 from foundry_log.shipping.content import BLOCK, Content
+from foundry_log.shipping.identity import Identity
 from foundry_log.shipping.store import (
     BlobExistsError,
     BlobFacts,
@@ -41,6 +42,7 @@ class UploadJob:
         holds_lock: whether the file is locked exclusively for the whole upload, so that others
             leave it alone. For files that nobody appends to any more.
         follows_links: whether a symbolic link is followed; without, it is an error.
+        identity: of the file that is meant; another one at its path is in use. None for any.
     """
 
     path: str
@@ -48,6 +50,7 @@ class UploadJob:
     metadata: Mapping[str, str] = field(default_factory=dict)
     holds_lock: bool = False
     follows_links: bool = True
+    identity: Identity | None = None
 
 
 @dataclass(frozen=True)
@@ -202,11 +205,14 @@ def _opened(job: UploadJob) -> Iterator[int]:
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", job.path)
+        if job.identity is not None and Identity.of(os.fstat(descriptor)) != job.identity:
+            raise FileInUseError("it has been replaced or written to since it was found")
         if not job.holds_lock:
             yield descriptor
             return
         with locks.try_exclusive_file(job.path) as locked:
-            if locked is None:
+            # The same file: the path may have been given to another one, or to a link, meanwhile.
+            if locked is None or not os.path.samestat(os.fstat(locked), os.fstat(descriptor)):
                 raise FileInUseError("another process or handler holds it")
             yield locked
     finally:

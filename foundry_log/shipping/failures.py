@@ -31,7 +31,8 @@ class Failures:
     def is_due(self, path: str, now: float) -> bool:
         """Return whether a file may be tried; `now` in seconds since the epoch."""
         _, not_before = self._paused.get(path, (0, now))
-        return now >= not_before
+        # A longer pause than there is: the clock was ahead when it began.
+        return not now < not_before <= now + LONGEST_PAUSE_S
 
     def put_off(
         self, path: str, error: Exception, doing: str, now: float, *, is_told: bool = False

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import shlex
 import threading
 from pathlib import Path
 from typing import Any
 
+from foundry_log.files.append_file import open_files
 from foundry_log.handlers.direct import TakesParts
 from foundry_log.records import Parts
 from foundry_log.shipping.destinations import store_at
 from foundry_log.shipping.lasting_threads import LastingThreads
 from foundry_log.shipping.log_monitor import LogMonitorService
+from foundry_log.shipping.scanning import blob_part
 
 THREADS = 4
 RETRY_S = 60.0
@@ -62,25 +66,32 @@ class ShippingHandler(TakesParts, logging.Handler):
         delete_after_days: float | None = None,
         close_within_s: float = 30.0,
     ) -> None:
+        # All that can fail comes before the base class notes the handler, to close it at the end.
         if not close_within_s >= 0:
             raise ValueError(f"close_within_s={close_within_s} must be 0 or more seconds")
-        super().__init__(level=logging.CRITICAL + 1)  # so that records do not even come here
-        self.is_direct = True
-        self.directory = Path(directory).absolute()
         store, place = store_at(to)
-        self.prefix = prefix or place or "/".join(self.directory.parts[-2:]).strip("/")
+        path = Path(directory).absolute()
+        self.prefix = prefix or place or "/".join(map(blob_part, path.parts[-2:])).strip("/")
         self.monitor = LogMonitorService(
-            self.directory,
+            path,
             store=store,
             prefix=self.prefix,
             whole_directory=True,
             is_run=True,
             scan_interval=scan_interval_s,
             retention_days=delete_after_days,
+            environment={},
         )
+        super().__init__(level=logging.CRITICAL + 1)  # so that records do not even come here
+        self.is_direct = True
+        self.directory = path
         self._url = store.url
         self._close_within_s = close_within_s
         self._process = os.getpid()
+        self._is_closed = False
+        # Closing waits with logging's own lock, which `dictConfig` holds then, and shipping needs.
+        self._ended = threading.Condition(logging._lock)  # type: ignore[attr-defined]
+        self._has_ended = False
         self._loop = asyncio.new_event_loop()
         self._is_closing = asyncio.Event()
         self._threads = LastingThreads(THREADS, "foundry_log-shipping")
@@ -98,20 +109,25 @@ class ShippingHandler(TakesParts, logging.Handler):
     def close(self) -> None:
         """Ship what is finished, waiting `close_within_s` at the most, and end. Idempotent."""
         super().close()
-        if os.getpid() != self._process or not self._thread.is_alive():
+        if self._is_closed or os.getpid() != self._process:
             return
-        self._loop.call_soon_threadsafe(self._is_closing.set)
-        self._thread.join(self._close_within_s)
-        if self._thread.is_alive():
-            _log.warning(
-                "%s could not be shipped within %g s; what is left is sent by: "
-                "foundry-log ship %s --to %s --prefix %s --once --all",
-                self.directory,
-                self._close_within_s,
-                self.directory,
-                self._url,
-                self.prefix,
-            )
+        self._is_closed = True
+        with self._ended:
+            if not self._has_ended:
+                self._loop.call_soon_threadsafe(self._is_closing.set)
+            is_done = self._ended.wait_for(lambda: self._has_ended, self._close_within_s)
+        if not is_done:
+            self._tell_left(f"could not be shipped within {self._close_within_s:g} s")
+
+    def _tell_left(self, fate: str) -> None:
+        _log.warning(
+            "%s %s; what is left is sent by: foundry-log ship %s --to %s --prefix %s --once --all",
+            self.directory,
+            fate,
+            shlex.quote(str(self.directory)),
+            self._url,
+            shlex.quote(self.prefix),
+        )
 
     def _run(self) -> None:
         try:
@@ -119,21 +135,30 @@ class ShippingHandler(TakesParts, logging.Handler):
         except Exception:
             _log.exception("shipping %s has ended", self.directory)
         finally:
+            with self._ended:
+                self._has_ended = True
+                self._ended.notify_all()
             self._loop.close()
             self._threads.shutdown()
 
     async def _ship(self) -> None:
-        while not self._is_closing.is_set() and not await self.monitor.initialize():
-            await _set_within(self._is_closing, RETRY_S)
+        while not await self.monitor.initialize():
+            if await set_within(self._is_closing, RETRY_S):
+                self._tell_left("could not be shipped, since the store could not be had")
+                return
         await self._is_closing.wait()
-        await self.monitor.shutdown(is_finished=True)
+        report = await self.monitor.shutdown(is_finished=True)
+        if report is None or report.failed or report.waiting:
+            self._tell_left("could not be shipped completely")
+        elif own := [path for path in open_files() if self.directory in Path(path).parents]:
+            self._tell_left(f"could not be shipped completely: {own[0]} is open here; close it")
 
 
-async def _set_within(event: asyncio.Event, seconds: float) -> None:
-    try:
+async def set_within(event: asyncio.Event, seconds: float) -> bool:
+    """Return whether an event is set, waiting for it for some seconds."""
+    with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(event.wait(), seconds)
-    except asyncio.TimeoutError:
-        pass
+    return event.is_set()
 
 
 def _close_last(handler: logging.Handler) -> None:

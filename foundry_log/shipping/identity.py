@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+_LATEST_NS = (1 << 63) - 1
+
 
 class Identity(NamedTuple):
     """Device, inode, size in bytes and time of the last change in nanoseconds.
@@ -21,4 +23,6 @@ class Identity(NamedTuple):
     @classmethod
     def of(cls, status: os.stat_result) -> Identity:
         """Return the identity that a status tells."""
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        # Within what SQLite holds: somebody may have set a time of another millennium.
+        mtime_ns = max(-_LATEST_NS, min(status.st_mtime_ns, _LATEST_NS))
+        return cls(status.st_dev, status.st_ino, status.st_size, mtime_ns)

@@ -8,7 +8,7 @@ import os
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +28,12 @@ from foundry_log.shipping.monitor_settings import (
     from_environment,
     process_name_of,
 )
+from foundry_log.shipping.orphans import retired_name
 from foundry_log.shipping.own_log import log
-from foundry_log.shipping.readiness import Judge
+from foundry_log.shipping.readiness import Judge, Readiness
 from foundry_log.shipping.register import Register, RegisterError
 from foundry_log.shipping.reports import Planned, ScanReport
-from foundry_log.shipping.scanning import LogFile, Scope, blob_part
+from foundry_log.shipping.scanning import Kind, LogFile, Scope, blob_part, renamed
 from foundry_log.shipping.scans import Logs, Scans, look
 from foundry_log.shipping.shipments import Shipments
 from foundry_log.shipping.store import BlobStore
@@ -96,6 +97,7 @@ class LogMonitorService:
         grace_s: seconds from the store's acknowledgement to the earliest deletion, 0 or more.
         register: path of the register; None for `.foundry_log_shipping.sqlite` in `logs_dir`.
         workers: files that are uploaded at the same time, 1 or more.
+        environment: variables that count; empty where the arguments alone are to.
         now: seconds since the epoch; for tests.
         sleep: waits for seconds between scans; for tests.
 
@@ -123,6 +125,7 @@ class LogMonitorService:
         grace_s: float = 3600.0,
         register: str | os.PathLike[str] | None = None,
         workers: int = 4,
+        environment: Mapping[str, str] = os.environ,
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
@@ -130,17 +133,17 @@ class LogMonitorService:
         if whole_directory and not prefix:
             prefix = blob_part(os.path.basename(self.logs_dir))
         self._settings = settings = MonitorSettings(
-            account_url="" if store else account_url_of(account_url, account_name),
+            account_url="" if store else account_url_of(account_url, account_name, environment),
             container_name=from_environment(
-                container_name, CONTAINER, "AZURE_LOGS_CONTAINER_NAME", str
+                container_name, CONTAINER, "AZURE_LOGS_CONTAINER_NAME", str, environment
             ),
-            process_name=process_name_of(process_name),
+            process_name=process_name_of(process_name, environment),
             prefix=prefix.strip("/"),
             retention_days=from_environment(
-                retention_days, RETENTION_DAYS, "AZURE_LOGS_RETENTION_DAYS", float
+                retention_days, RETENTION_DAYS, "AZURE_LOGS_RETENTION_DAYS", float, environment
             ),
             scan_interval_s=from_environment(
-                scan_interval, SCAN_INTERVAL_S, "LOG_SCAN_INTERVAL", float
+                scan_interval, SCAN_INTERVAL_S, "LOG_SCAN_INTERVAL", float, environment
             ),
             grace_s=grace_s,
             workers=workers,
@@ -154,7 +157,7 @@ class LogMonitorService:
         if store is None and settings.account_url:
             check_account_url(settings.account_url)
             self._store = AzureStore(settings.account_url, settings.container_name, credential)
-        _check_apart(self.logs_dir, self._store, whole_directory)
+        _check_apart(self.logs_dir, self._store)
         process = None if enable_orphan_cleanup else settings.process_name
         self._logs = Logs(
             self.logs_dir,
@@ -253,10 +256,11 @@ class LogMonitorService:
 
     async def shutdown(
         self, timeout_s: float = 60.0, *, is_finished: bool = False, scans: bool = True
-    ) -> None:
-        """Scan once more, let uploads end, and close. Idempotent; raises nothing.
+    ) -> ScanReport | None:
+        """Scan once more, let uploads end, close; return the report. Idempotent; raises nothing.
 
-        What cannot be shipped in time stays, and is shipped by the next monitor.
+        What cannot be shipped in time stays, and is shipped by the next monitor. Without a scan, or
+        where it was not over in time or has failed, there is no report.
 
         Args:
             timeout_s: seconds that this takes at the most, but for the closing itself.
@@ -264,24 +268,25 @@ class LogMonitorService:
             scans: do scan once more.
         """
         async with self._changing:
-            opened = self._opened
+            opened, report = self._opened, None
             if opened is None:
-                return
+                return None
             limit = time.monotonic() + timeout_s
             await self._stop_task()
             if scans:
-                await self._scan_last(timeout_s, is_finished)
+                report = await self._scan_last(timeout_s, is_finished)
             self._opened = None
             if self.uploader is not None:
                 await self.uploader.shutdown(max(0.0, limit - time.monotonic()))
             await opened.shipments.end()
             opened.register.close()
             own_log.let_go()
+            return report
 
     async def _open(self, store: BlobStore) -> _Opened | None:
         try:
             os.makedirs(self.logs_dir, exist_ok=True)
-            register = await asyncio.to_thread(Register, self.register_path, store.url)
+            register = await asyncio.to_thread(Register, self.register_path, self.destination)
         except (OSError, RegisterError) as error:
             log.error("logs of %s cannot be shipped: %s", self.logs_dir, error)
             return None
@@ -308,13 +313,14 @@ class LogMonitorService:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _scan_last(self, timeout_s: float, is_finished: bool) -> None:
+    async def _scan_last(self, timeout_s: float, is_finished: bool) -> ScanReport | None:
         try:
-            await asyncio.wait_for(self.scan(is_finished=is_finished), timeout_s)
+            return await asyncio.wait_for(self.scan(is_finished=is_finished), timeout_s)
         except asyncio.TimeoutError:
             log.warning("the last scan of %s is not over after %g s", self.logs_dir, timeout_s)
         except Exception as error:
             self._failures.tell(error, "the last scan of", self.logs_dir)
+        return None
 
     async def _scan_for_ever(self) -> None:
         while True:
@@ -366,19 +372,25 @@ class LogMonitorService:
             now = self._now()
             sight = look(self._logs, register, self._failures, now)
             judged = Judge().judge(sight.new, now, is_finished)
-            plan = [_planned(file, kind.value, self._blob_name(file)) for file, kind in judged]
+            plan = [self._planned(file, readiness) for file, readiness in judged]
             for file in sight.expired:
                 shipped = register.row(file.identity) if register else None
                 if shipped is not None and self._logs.retention.is_over(shipped, now):
                     plan.append(_planned(file, "delete", shipped.blob))
             return tuple(plan)
 
+    def _planned(self, file: LogFile, readiness: Readiness) -> Planned:
+        stored = file
+        if file.kind is Kind.LIVE and readiness is Readiness.READY:
+            stored = renamed(file, retired_name(file))
+        return _planned(file, readiness.value, self._blob_name(stored))
+
     @contextlib.contextmanager
     def _register_to_read(self) -> Iterator[Register | None]:
         if self._opened is not None:
             yield self._opened.register
         elif self._store is not None and os.path.exists(self.register_path):
-            with contextlib.closing(Register(self.register_path, self._store.url)) as register:
+            with contextlib.closing(Register(self.register_path, self.destination)) as register:
                 yield register
         else:
             yield None
@@ -391,17 +403,17 @@ class LogMonitorService:
         return f"{self.prefix}/{name}" if self.prefix else name
 
 
-def _check_apart(logs_dir: str, store: BlobStore | None, whole_directory: bool) -> None:
-    """Refuse a store whose blobs would be found and shipped again."""
+def _check_apart(logs_dir: str, store: BlobStore | None) -> None:
+    """Refuse a store whose blobs would be found and shipped, or would be the files themselves."""
     url = store.url if store is not None else ""
-    if not (whole_directory and url.startswith("file://")):
+    if not url.startswith("file://"):
         return
     place = os.path.realpath(urllib.parse.unquote(url.removeprefix("file://")))
     root = os.path.realpath(logs_dir)
-    if os.path.commonpath((root, place)) == root:
+    if os.path.commonpath((root, place)) in (root, place):
         raise ValueError(
-            f"store={url!r} lies in logs_dir={logs_dir!r}, and would be shipped into itself; use a "
-            "directory elsewhere"
+            f"store={url!r} and logs_dir={logs_dir!r} lie in each other, so that a file and its "
+            "copy might be one; use a directory elsewhere, such as one beside it"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from foundry_log.files.app_filenames import worker_name
@@ -27,7 +27,7 @@ class MonitorSettings:
         ValueError: a value is out of range.
     """
 
-    account_url: str
+    account_url: str = field(repr=False)  # it may have a signature
     container_name: str
     process_name: str
     prefix: str
@@ -70,9 +70,10 @@ def account_url_of(
     if not account_name:
         return ""
     if not _ACCOUNT.fullmatch(account_name):
+        shown = repr(account_name) if account_name.isalnum() else "what was given"  # or a secret
         raise ValueError(
-            f"account_name={account_name!r} must be 3 to 24 small letters and digits, such as "
-            "'mylogs'; a whole URL goes into account_url"
+            f"account_name: {shown} is none; use 3 to 24 small letters and digits, such as "
+            "'mylogs'; a whole URL goes into account_url, a key into credential"
         )
     return f"https://{account_name}.blob.core.windows.net"
 

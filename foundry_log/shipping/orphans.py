@@ -8,6 +8,7 @@ import os
 
 from foundry_log.files import filenames, locks, owners
 from foundry_log.files.app_filenames import format_name
+from foundry_log.shipping.identity import Identity
 from foundry_log.shipping.scanning import Kind, LogFile, renamed
 
 
@@ -26,16 +27,16 @@ def retire(file: LogFile) -> LogFile | None:
     # Writers hold a shared lock while they have it open, also while they rotate it, so none is at
     # it here; one that comes is not let in, and finds the path free a moment later.
     with locks.try_exclusive_file(file.path) as descriptor:
-        if descriptor is None or not _is_at(file.path, descriptor):
+        if descriptor is None or not _is_still(file, descriptor):
             return None
-        target = _free_name(file)
+        target = retired_name(file)
         owners.forget_owner(file.path)  # before: afterwards there may be a new file's
         os.rename(file.path, target)
     return renamed(file, target)
 
 
-def _free_name(file: LogFile) -> str:
-    """Return the first rotated name of the day of the last line that no file has, packed or not."""
+def retired_name(file: LogFile) -> str:
+    """Return the path that a live file gets: the first that is free of the day of its last line."""
     assert file.named.app_name is not None
     day = datetime.datetime.fromtimestamp(file.modified).date()
     number = 0
@@ -47,8 +48,13 @@ def _free_name(file: LogFile) -> str:
         number += 1
 
 
-def _is_at(path: str, descriptor: int) -> bool:
+def _is_still(file: LogFile, descriptor: int) -> bool:
+    """Return whether path and descriptor are the file that was judged.
+
+    Another one may be that of a writer who has just made it and is about to lock it.
+    """
     try:
-        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+        found = Identity.of(os.lstat(file.path))
     except FileNotFoundError:
         return False
+    return found == file.identity == Identity.of(os.fstat(descriptor))

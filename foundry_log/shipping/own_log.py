@@ -56,7 +56,7 @@ def let_go() -> None:
         if console.users == 0:
             log.removeHandler(console)
             log.propagate = True
-            if console.has_quietened:
+            if console.has_quietened and _SDK.level == logging.WARNING:
                 _SDK.setLevel(logging.NOTSET)
             console.close()
 

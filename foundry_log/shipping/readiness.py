@@ -51,12 +51,14 @@ class Judge:
     def _readiness(
         self, file: LogFile, now: float, is_finished: bool, runs: dict[str, bool]
     ) -> Readiness:
+        if file.kind is Kind.LIVE and locks.in_use(file.path):
+            return Readiness.IN_USE
         is_live = file.kind in (Kind.LIVE, Kind.RUN)
         if not is_finished and self._rests_s(file, now) < (
             LIVE_RESTS_S if is_live else ROTATED_RESTS_S
         ):
             return Readiness.WAITING
-        if has_work_left(file):
+        if has_work_left(file) and self._is_worked_on(file, now):
             return Readiness.WAITING
         if file.kind is Kind.LIVE and is_written(file):
             return Readiness.IN_USE
@@ -68,6 +70,10 @@ class Judge:
             if runs[file.folder]:
                 return Readiness.IN_USE
         return Readiness.READY
+
+    def _is_worked_on(self, file: LogFile, now: float) -> bool:
+        """Return whether somebody may do the work: one who is dead has left it for ever."""
+        return self._rests_s(file, now) < LIVE_RESTS_S or locks.in_use(file.live_path)
 
     def _rests_s(self, file: LogFile, now: float) -> float:
         """Return for how many seconds nobody has written; a time in the future counts as now."""

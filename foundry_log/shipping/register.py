@@ -112,15 +112,28 @@ class Register:
         return self._row(_SAME, *_signed(identity))
 
     def with_content(self, size: int, md5: bytes) -> Shipped | None:
-        """Return what is known of a file with this content, whatever its name; None for none."""
+        """Return what is known of a file with this content that was moved, or written to since.
+
+        None where there is none: one that is there still has a copy, which is a file of its own.
+        """
         if size == 0:
             return None
-        where = "destination = ? AND size = ? AND md5 = ? ORDER BY id DESC LIMIT 1"
-        return self._row(where, size, md5)
+        rows = self._run(
+            lambda database: database.execute(
+                f"SELECT device, inode, size, mtime_ns, {_COLUMNS} FROM shipped "
+                "WHERE destination = ? AND size = ? AND md5 = ? ORDER BY id DESC",
+                (self.destination, size, md5),
+            ).fetchall()
+        )
+        for *identity, digest, blob, path, shipped_at, deleted_at in rows:
+            if _identity_at(path) != _unsigned(identity):
+                return Shipped(digest, blob, path, shipped_at, deleted_at)
+        return None
 
     def add(self, identity: Identity, shipped: Shipped) -> None:
         """Note that the store has acknowledged a file. A row that is there stays as it is."""
-        values = (self.destination, *_signed(identity), shipped.md5, shipped.blob, shipped.path)
+        path = os.fsencode(shipped.path).decode("utf-8", "backslashreplace")
+        values = (self.destination, *_signed(identity), shipped.md5, shipped.blob, path)
         self._run(
             lambda database: database.execute(
                 "INSERT OR IGNORE INTO shipped (destination, device, inode, size, mtime_ns, md5, "
@@ -152,7 +165,8 @@ class Register:
             rows = self._run(
                 lambda database: database.execute(
                     "SELECT id, device, inode, size, mtime_ns FROM shipped "
-                    "WHERE destination = ? AND id > ? ORDER BY id",
+                    # The sign keeps SQLite from the other index, by which it would read all rows.
+                    "WHERE +destination = ? AND id > ? ORDER BY id",
                     (self.destination, self._last_id),
                 ).fetchall()
             )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from foundry_log.shipping.store import BlobStore
 FORGET_AFTER_DAYS = 30
 """Days after which the register forgets files that are gone; it is asked to once a day."""
 _DAY_S = 86_400.0
+_LOOK_AGAIN_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ class Scans:
         of_runs = [file for file in ready if file.kind is Kind.RUN]
         others = [file for file in ready if file.kind is not Kind.RUN]
         await self._in_lanes(self._shipments.ship, others, tally)
-        await self._ship_of_runs(of_runs, tally)
+        await self._ship_of_runs(of_runs, is_finished, tally)
         await self._in_lanes(self._delete, sight.expired, tally)
         if seen is not None:
             self._pruned_at = now
@@ -152,6 +155,7 @@ class Scans:
         for file, readiness in self._judge.judge(files, now, is_finished):
             if readiness is Readiness.IN_USE:
                 tally["in_use"] += 1
+                self._tell_unreadable(file)
             elif readiness is Readiness.WAITING or not self._failures.is_due(file.path, now):
                 tally["waiting"] += 1
             elif file.kind is not Kind.LIVE:
@@ -160,10 +164,16 @@ class Scans:
                 ready.append(retired)
         return ready
 
+    def _tell_unreadable(self, file: LogFile) -> None:
+        """Say that a file may be in use for ever, since nobody here can look at its lock."""
+        if not os.access(file.path, os.R_OK):
+            error = PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)
+            self._failures.tell(error, "opening", file.path)
+
     def _retired(self, file: LogFile, now: float, tally: Tally) -> LogFile | None:
         try:
             retired = retire(file)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a time of no year that there is
             self._failures.put_off(file.path, error, "renaming", now)
             tally["failed"] += 1
             return None
@@ -188,19 +198,23 @@ class Scans:
 
         await asyncio.gather(*(lane() for _ in range(self._lanes)))
 
-    async def _ship_of_runs(self, files: list[LogFile], tally: Tally) -> None:
+    async def _ship_of_runs(self, files: list[LogFile], is_finished: bool, tally: Tally) -> None:
         """Ship what ended runs have left, by one monitor at a time.
 
-        Their files are not locked, as rotated ones are: a run that comes back must not wait.
+        Their files are not locked, as rotated ones are: a run that comes back must not wait. Where
+        another monitor is at it, the next scan goes on; the last one waits until it has ended.
         """
-        if not files:
-            return
         lock = f"{self._register.path}.runs.lock"
-        try:
-            with locks.exclusive_file(lock, PERMISSIONS, timeout_s=0):
-                await self._in_lanes(self._shipments.ship, files, tally)
-        except TimeoutError:
-            tally["in_use"] += len(files)
+        while files:
+            try:
+                with locks.exclusive_file(lock, PERMISSIONS, timeout_s=0):
+                    await self._in_lanes(self._shipments.ship, files, tally)
+                return
+            except TimeoutError:
+                if not is_finished:
+                    tally["in_use"] += len(files)
+                    return
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
     async def _delete(self, file: LogFile) -> Tally:
         now = self._now()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from foundry_log.files import locks
 from foundry_log.shipping.blob_storage import AsyncBlobStorageUploader
-from foundry_log.shipping.content import BLOCK
+from foundry_log.shipping.content import BLOCK, ChangedError
 from foundry_log.shipping.delivery import FileInUseError, Receipt, UploadJob
 from foundry_log.shipping.failures import Failures
 from foundry_log.shipping.identity import Identity
@@ -75,12 +75,13 @@ class Shipments:
                 metadata,
                 holds_lock=file.kind is not Kind.RUN,
                 follows_links=False,
+                identity=file.identity,
             )
             is_told = True  # the uploader logs what it fails with
             receipt = await self._uploader.submit(job)
             is_told = False
             await asyncio.to_thread(self._note, file, receipt)
-        except FileInUseError:
+        except (FileInUseError, ChangedError):
             return Tally(in_use=1)
         except FileNotFoundError:
             return Tally()  # removed or compressed since the scan

@@ -1,4 +1,4 @@
-"""Writers and shippers of one directory, killed at random moments: `python -m tests.stress.shipping`.
+"""Writers and shippers of a directory, killed at random moments: `python -m tests.stress.shipping`.
 
 The logs are of every kind that is shipped; monitors live in a time of their own, in which what was
 written a moment ago has rested for long, and delete what they have shipped at once. At the end
@@ -16,6 +16,7 @@ import logging
 import multiprocessing
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -31,17 +32,23 @@ from foundry_log import RotatingJsonlHandler
 from foundry_log.handlers.daily_log import DailyLogHandler
 from foundry_log.shipping.destinations import store_at
 from foundry_log.shipping.log_monitor import REGISTER_NAME, LogMonitorService
+from foundry_log.shipping.readiness import LIVE_RESTS_S
 from tests.conservation import DEADLINE_S, Crew, Task
 from tests.fault_proxy import FaultProxy, answer, drop, lose_answer, reset_in_body
 from tests.shipped import Shipment, fetch, verify_shipped
 
-AHEAD_S = 1000.0
-"""By so much the monitors' clock is ahead: more than any file must rest."""
+AHEAD_S = LIVE_RESTS_S - 3.0
+"""By so much the monitors' clock is ahead: what a dead writer has left need rest no longer than it
+takes to replace one, and rotated files not at all."""
 AT_ONCE_DAYS = 1e-4
 """Days after which they delete, less than `AHEAD_S`."""
 DAY_LASTS_S = 0.4
 """Seconds of a day of the writers of daily files."""
+PAUSE_S = 0.008
+"""Between the records of a thread, so that a server can follow."""
 SHIPPERS = 3
+LIFE_FILES = 40
+"""Files that are shipped and deleted from one kill of a shipper to the next, on average."""
 FAULT_EVERY = 3
 """Steps with a fault of the connection among so many, on average."""
 WRITERS_A_LOG = 1000
@@ -55,12 +62,12 @@ METHOD = "forkserver"
 
 
 def _slowed(handler: logging.Handler, pause_s: float) -> logging.Handler:
-    """Have a handler written to at a pace that a server can follow."""
+    """Have a handler written to no faster than that."""
     handler.addFilter(lambda record: time.sleep(pause_s) or True)  # type: ignore[func-returns-value]
     return handler
 
 
-def jsonl(path: str, pause_s: float = 0.004, **options: Any) -> logging.Handler:
+def jsonl(path: str, pause_s: float = PAUSE_S, **options: Any) -> logging.Handler:
     """Make the handler of a run's file that rotates often."""
     options = {"maxBytes": 40_000, "stable_names": True, **options}
     return _slowed(RotatingJsonlHandler(path, **options), pause_s)
@@ -72,7 +79,7 @@ def daily(path: str, is_shared: bool = False) -> logging.Handler:
     handler = DailyLogHandler(
         directory, app, is_shared=is_shared, retention_days=None, clock=_hurrying_clock
     )
-    return _slowed(handler, 0.004)
+    return _slowed(handler, PAUSE_S)
 
 
 def _hurrying_clock() -> float:
@@ -164,16 +171,21 @@ class Shippers:
     def kill_one(self, dice: random.Random) -> None:
         """Send SIGKILL to one at a random moment, while something is shipped and deleted."""
         process = dice.choice(self._processes)
-        goal = sum(self.progress) + dice.randrange(1, 20)
-        deadline = time.monotonic() + DEADLINE_S
-        while sum(self.progress) < goal:
-            assert process.is_alive(), f"a monitor ended by itself: {process.exitcode}"
-            assert time.monotonic() < deadline, f"nothing is shipped any more: {self.progress}"
-            time.sleep(0.002)
+        goal = sum(self.progress) + dice.expovariate(1 / LIFE_FILES)
+        self.wait_until(lambda: sum(self.progress) >= goal)
         time.sleep(dice.uniform(0, 0.05))  # else it were always the moment after a row
         _kill(process)
         self._processes.remove(process)
         self.kills += 1
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Wait for what they do."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not is_so():
+            ended = [each.exitcode for each in self._processes if not each.is_alive()]
+            assert not ended, f"a monitor ended by itself: {ended}"
+            assert time.monotonic() < deadline, f"nothing is shipped any more: {self.progress}"
+            time.sleep(0.002)
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -219,6 +231,7 @@ def run_round(
     kills: int,
     dice: random.Random,
     disturb: Callable[[], object] = lambda: None,
+    calm: Callable[[], object] = lambda: None,
     look: Callable[[], Path] | None = None,
 ) -> Round:
     """Write, ship, kill and replace; then ship the rest, and check.
@@ -229,6 +242,7 @@ def run_round(
         kills: in which writers and shippers have their share by chance.
         dice: decide who is killed when.
         disturb: called between kills.
+        calm: called when they are over.
         look: brings the blobs to a directory; None where the store is `folder / "store"`.
     """
     directory = folder / "logs"
@@ -248,8 +262,10 @@ def run_round(
             victim.kill_one(dice)
             victim.start()
             disturb()
+        shippers.wait_until(lambda: min(shippers.progress) > 0)
         shipped, deleted = shippers.progress
     work[1].make(work[1].path).close()  # compresses what killed ones have left
+    calm()
     ship_rest(directory, target)
     blobs = look() if look else folder / "store"
     told = shippers.told.read_text().splitlines()
@@ -293,7 +309,7 @@ def azurite_round(azurite: Any, folder: Path, kills: int, dice: random.Random) -
             return folder / "store"
 
         target = Target(f"{proxy.account_url}/{container}/fleet/node7", azurite.key)
-        return run_round(folder, target, kills, dice, disturb, look)
+        return run_round(folder, target, kills, dice, disturb, proxy.heal, look)
 
 
 # --- the command ---
@@ -317,16 +333,17 @@ def main(arguments: list[str] | None = None) -> int:
     with _azurite() if options.azurite else contextlib.nullcontext() as server:
         while left > 0:
             kills = min(left, options.a_round)
-            with tempfile.TemporaryDirectory(prefix="stress-") as temporary:
-                folder = Path(temporary)
-                target = Target((folder / "store").as_uri())
-                done = (
-                    azurite_round(server, folder, kills, dice)
-                    if server
-                    else run_round(folder, target, kills, dice)
-                )
+            folder = Path(tempfile.mkdtemp(prefix="stress-"))
+            print(f"{folder}, kept unless it is sound: ", end="", flush=True)
+            if server:
+                done = azurite_round(server, folder, kills, dice)
+            else:
+                done = run_round(folder, Target((folder / "store").as_uri()), kills, dice)
             print(done, *done.told, sep="\n", flush=True)
-            is_sound &= not done.shipment.faults
+            if done.shipment.faults:
+                is_sound = False
+            else:
+                shutil.rmtree(folder)
             left -= kills
     return 0 if is_sound else 1
 

@@ -23,7 +23,9 @@ from foundry_log import RotatingJsonlHandler
 from foundry_log.files import filenames, locks
 from foundry_log.shipping.blob_storage import AsyncBlobStorageUploader
 from foundry_log.shipping.content import Content
+from foundry_log.shipping.delivery import FileInUseError, UploadJob
 from foundry_log.shipping.failures import Failures
+from foundry_log.shipping.identity import Identity
 from foundry_log.shipping.local_store import LocalStore
 from foundry_log.shipping.log_monitor import AFTER_ERROR_S, REGISTER_NAME, LogMonitorService
 from foundry_log.shipping.own_log import log
@@ -266,7 +268,7 @@ class TestLogMonitorServiceInit:
             ({"grace_s": -1}, "grace_s=-1"),
             ({"workers": 0}, "workers=0"),
             ({"prefix": "../up"}, "prefix="),
-            ({"account_name": "My Logs"}, "account_name='My Logs'"),
+            ({"account_name": "MyLogs"}, "account_name: 'MyLogs'"),
             ({"account_url": "ftp://x"}, "ftp"),
         ):
             with pytest.raises(ValueError, match=text):
@@ -275,10 +277,105 @@ class TestLogMonitorServiceInit:
         with pytest.raises(ValueError, match="LOG_SCAN_INTERVAL='soon'"):
             LogMonitorService(logs, app_name="app")
 
-    def test_a_store_inside_the_directory_is_refused(self, logs: Path) -> None:
-        """It would be shipped into itself, again and again."""
-        with pytest.raises(ValueError, match="into itself"):
-            monitor_of(logs, logs / "my store", whole_directory=True)
+    @pytest.mark.parametrize("place", ["my store", ".", ".."])
+    @pytest.mark.parametrize("whole_directory", [True, False])
+    def test_a_store_and_the_directory_lie_apart(
+        self, logs: Path, place: str, whole_directory: bool
+    ) -> None:
+        """Otherwise blobs are shipped again, or are the very files that may be deleted."""
+        with pytest.raises(ValueError, match="lie in each other"):
+            monitor_of(logs, logs / place, whole_directory=whole_directory)
+
+    def test_the_environment_may_be_left_out(
+        self, logs: Path, blobs: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What a caller gives counts then, also where it is what is usual."""
+        monkeypatch.setenv("AZURE_LOGS_RETENTION_DAYS", "0.5")
+        monkeypatch.setenv("LOG_SCAN_INTERVAL", "5")
+        service = monitor_of(logs, blobs, retention_days=7, scan_interval=60, environment={})
+        assert (service.retention_days, service.scan_interval) == (7, 60)
+
+    def test_no_secret_is_in_a_refusal(self, logs: Path) -> None:
+        """Whoever takes one field for the other."""
+        with pytest.raises(ValueError, match="account_name") as refusal:
+            LogMonitorService(logs, "AccountName=a;AccountKey=SECRET==", app_name="app")
+        assert "SECRET" not in str(refusal.value)
+
+
+class TestWhatReviewersFound:
+    """Files that were never shipped, or as something else."""
+
+    def test_a_copy_is_a_file_of_its_own(self, logs: Path, blobs: Path) -> None:
+        """GIVEN two runs with the same document WHEN shipped by turns THEN each has it."""
+        for name in ("a", "b"):
+            write(logs / name / "run_info.json", name, age_s=700)
+            write(logs / name / "config.json", '{"lr": 1}', age_s=700)
+            scanned(monitor_of(logs, blobs, whole_directory=True))
+        assert {"logs/a/config.json", "logs/b/config.json"} <= set(stored(blobs))
+
+    def test_another_prefix_is_another_destination(self, logs: Path, blobs: Path) -> None:
+        """Its files are not those of the first one."""
+        write(logs / STAMPED)
+        for prefix in ("one", "two"):
+            scanned(monitor_of(logs, blobs, whole_directory=True, prefix=prefix))
+        assert set(stored(blobs)) == {f"one/{STAMPED}", f"two/{STAMPED}"}
+
+    def test_what_a_dead_process_was_to_compress_travels_as_it_is(
+        self, logs: Path, blobs: Path
+    ) -> None:
+        """GIVEN its marker, and nobody who has the live file, for ten minutes."""
+        path = write(logs / STAMPED, age_s=700)
+        write(Path(filenames.marker_name(str(path))), "", age_s=700)
+        assert scanned(monitor_of(logs, blobs, whole_directory=True))[0].shipped == 1
+
+    def test_a_name_that_is_no_text_is_shipped_once(self, logs: Path, blobs: Path) -> None:
+        """And noted."""
+        folder = os.fsencode(logs) + b"/run-\xff"
+        os.mkdir(folder)
+        with open(folder + b"/" + STAMPED.encode(), "wb") as file:
+            file.write(b"{}\n")
+        os.utime(file.name, (time.time() - 60,) * 2)
+        first, second = scanned(monitor_of(logs, blobs, whole_directory=True), times=2)
+        assert (first.shipped, second.shipped, second.failed) == (1, 0, 0)
+
+    def test_a_time_of_another_age_stops_nothing(self, logs: Path, blobs: Path) -> None:
+        """GIVEN files of the year 33658, one an orphan's WHEN shipped THEN all go."""
+        write(logs / ROTATED)
+        for name in ("app-worker-2__2026-11-20.log", f"app-worker-{DEAD}.current.log"):
+            path = write(logs / name)
+            os.utime(path, (1e12, 1e12))
+        (report,) = scanned(monitor_of(logs, blobs), is_finished=True)
+        assert f"app/{ROTATED}" in stored(blobs)
+        assert report.shipped == 3
+
+    def test_a_clock_that_was_ahead_puts_nothing_off(self, logs: Path, tmp_path: Path) -> None:
+        """GIVEN a failure a year ahead WHEN the clock is right again THEN the file goes."""
+        failures = Failures(60.0)
+        now = time.time()
+        failures.put_off("a.log", OSError("full"), "shipping", now + 365 * 86_400)
+        assert failures.is_due("a.log", now)
+        failures.put_off("b.log", OSError("full"), "shipping", now)
+        assert not failures.is_due("b.log", now + 59)
+
+    def test_a_file_that_shifts_between_scan_and_upload_keeps_its_name(
+        self, logs: Path, blobs: Path
+    ) -> None:
+        """GIVEN a job for one file WHEN another has its path THEN the job is refused."""
+        path = write(logs / "run.jsonl.1", "old")
+        identity = Identity.of(os.stat(path))
+        path.rename(logs / "run.jsonl.2")
+        write(path, "new")
+
+        async def upload() -> None:
+            uploader = AsyncBlobStorageUploader(store=LocalStore(blobs))
+            assert await uploader.initialize()
+            job = UploadJob(str(path), "run.old.jsonl", {}, holds_lock=True, identity=identity)
+            with pytest.raises(FileInUseError):
+                await uploader.submit(job)
+            await uploader.shutdown()
+
+        asyncio.run(upload())
+        assert not stored(blobs)
 
 
 class TestLogMonitorServicePidHandling:
@@ -431,16 +528,14 @@ class TestLogMonitorServiceScanForRotatedLogs:
         first, second = scanned(monitor_of(logs, blobs), monitor_of(logs, blobs))
         assert (first.shipped, second.shipped, second.already_there) == (1, 0, 0)
 
-    @pytest.mark.parametrize("how", ["rename", "copy", "touch"])
+    @pytest.mark.parametrize("how", ["rename", "touch"])
     def test_a_file_is_known_by_its_content(self, logs: Path, blobs: Path, how: str) -> None:
-        """Renamed, copied or touched, it is not sent again."""
+        """Renamed or touched, it is not sent again."""
         path = write(logs / ROTATED)
         scanned(monitor_of(logs, blobs))
         other = logs / "app-worker-2__2026-11-20.log"
         if how == "rename":
             path.rename(other)
-        elif how == "copy":
-            write(other)
         else:
             os.utime(path, (time.time() - 50,) * 2)
         reports = scanned(monitor_of(logs, blobs), times=2)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from foundry_log.cli import main
+from tests.shipped import blob_names, wait_for_blobs
 
 pytestmark = pytest.mark.unit
 DEADLINE_S = 30.0
@@ -63,20 +64,6 @@ def shipping(*arguments: object) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def shipped(store: Path) -> set[str]:
-    """Names of the blobs in a directory."""
-    files = (path.relative_to(store) for path in store.rglob("*") if path.is_file())
-    return {path.as_posix() for path in files if not path.parts[0].startswith(".")}
-
-
-def wait_for(store: Path, count: int) -> set[str]:
-    """Wait until the store has so many blobs."""
-    limit = time.monotonic() + DEADLINE_S
-    while len(shipped(store)) < count and time.monotonic() < limit:
-        time.sleep(0.02)
-    return shipped(store)
-
-
 def test_once_sends_what_is_finished_and_ends(logs: Path, store: Path) -> None:
     """Its one line says how many; a second call finds them there already."""
     first = ship(logs, "--to", store.as_uri(), "--once")
@@ -86,7 +73,7 @@ def test_once_sends_what_is_finished_and_ends(logs: Path, store: Path) -> None:
     assert first.stderr.count("\n") == 1
     assert "3 found, 3 shipped" in first.stderr
     assert "3 found" in second.stderr and "shipped" not in second.stderr.split("found")[1]
-    assert shipped(store) == {f"logs/{ROTATED.format(number)}" for number in range(3)}
+    assert blob_names(store) == {f"logs/{ROTATED.format(number)}" for number in range(3)}
     assert sorted(path.name for path in logs.glob("run*")) == [ROTATED.format(n) for n in range(3)]
 
 
@@ -94,10 +81,10 @@ def test_a_fresh_file_waits_unless_all_are_asked_for(logs: Path, store: Path) ->
     """GIVEN a file of this moment WHEN shipped once THEN it waits; with --all it goes."""
     rest(logs / ROTATED.format(9), "{}\n", seconds=0)
     assert "1 waiting" in ship(logs, "--to", store.as_uri(), "--once").stderr
-    assert len(shipped(store)) == 3
+    assert len(blob_names(store)) == 3
 
     assert "1 shipped" in ship(logs, "--to", store.as_uri(), "--once", "--all").stderr
-    assert len(shipped(store)) == 4
+    assert len(blob_names(store)) == 4
 
 
 def test_a_dry_run_tells_and_does_nothing(logs: Path, store: Path) -> None:
@@ -114,14 +101,30 @@ def test_a_dry_run_tells_and_does_nothing(logs: Path, store: Path) -> None:
 def test_it_goes_on_until_sigterm(logs: Path, store: Path) -> None:
     """A file that comes later goes as well; the end is clean, and says why."""
     with shipping(logs, "--to", store.as_uri(), "--interval", 0.05) as process:
-        assert len(wait_for(store, 3)) == 3
+        assert len(wait_for_blobs(store, 3)) == 3
         rest(logs / ROTATED.format(7), "{}\n")
-        assert len(wait_for(store, 4)) == 4
+        assert len(wait_for_blobs(store, 4)) == 4
         process.send_signal(signal.SIGTERM)
         _, told = process.communicate(timeout=DEADLINE_S)
 
     assert process.returncode == 0
     assert "stopping, SIGTERM" in told
+
+
+@pytest.mark.parametrize("once", [["--once"], []])
+def test_sigterm_leaves_the_backlog(logs: Path, store: Path, once: list[str]) -> None:
+    """GIVEN many files WHEN SIGTERM comes THEN those under way are finished, and no others."""
+    for number in range(100, 3000):
+        rest(logs / ROTATED.format(number), f'{{"number":{number}}}\n')
+    with shipping(logs, "--to", store.as_uri(), *once) as process:
+        wait_for_blobs(store, 1)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=DEADLINE_S)
+    there = len(blob_names(store))
+
+    assert process.returncode == (1 if once else 0)
+    assert there < 2900
+    assert ship(logs, "--to", store.as_uri(), "--dry-run").stdout.count("ship: ") == 2903 - there
 
 
 def test_it_deletes_only_when_asked_to(logs: Path, store: Path) -> None:
@@ -193,6 +196,18 @@ def test_wrong_usage_is_said(
         code = int(stop.code or 0)
     assert code == 2
     assert remedy in capsys.readouterr().err
+
+
+def test_a_store_that_cannot_be_had_is_asked_again(logs: Path, tmp_path: Path) -> None:
+    """GIVEN no --once WHEN the store cannot be had THEN it goes on, and SIGTERM ends it."""
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file")
+    with shipping(logs, "--to", blocked.as_uri()) as process:
+        assert process.stderr is not None
+        assert "blocked" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 1
 
 
 def test_a_store_that_cannot_be_had_is_exit_code_1(logs: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import logging.config
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from foundry_log import (
     read_jsonl,
 )
 from foundry_log.config import ExperimentConfig
+from tests.shipped import blob_names, wait_for_blobs
 
 pytestmark = pytest.mark.unit
 DEADLINE_S = 30.0
@@ -57,26 +59,12 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
 
-def shipped(store: Path) -> set[str]:
-    """Names of the blobs in a directory."""
-    files = (path.relative_to(store) for path in store.rglob("*") if path.is_file())
-    return {path.as_posix() for path in files if not path.parts[0].startswith(".")}
-
-
-def wait_for(store: Path, count: int) -> set[str]:
-    """Wait until the store has so many blobs."""
-    limit = time.monotonic() + DEADLINE_S
-    while len(shipped(store)) < count and time.monotonic() < limit:
-        time.sleep(0.01)
-    return shipped(store)
-
-
 def test_a_session_ships_its_files_when_it_is_closed(run: Path, store: Path) -> None:
     """GIVEN one option WHEN the session ends THEN its files are in the store, with their lines."""
     with configure(LoggingConfig(ship_to=store.as_uri()), run, console=False):
         logging.getLogger("service").info("hello")
 
-    assert shipped(store) == {
+    assert blob_names(store) == {
         f"runs/first/{name}" for name in ("run.log", "run.jsonl", "run_info.json")
     }
     (line,) = read_jsonl(store / "runs" / "first" / "run.jsonl")
@@ -93,8 +81,8 @@ def test_metrics_that_are_closed_before_go_along(run: Path, store: Path) -> None
         closed.close()
     still_open.close()
 
-    assert "runs/first/metrics.jsonl" in shipped(store)
-    assert not {name for name in shipped(store) if "other" in name}
+    assert "runs/first/metrics.jsonl" in blob_names(store)
+    assert not {name for name in blob_names(store) if "other" in name}
     assert not session.losses
 
 
@@ -103,7 +91,7 @@ def test_the_program_need_not_close_anything(program: str, store: Path) -> None:
     done = run_python(program)
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert shipped(store) == {
+    assert blob_names(store) == {
         f"runs/first/{name}" for name in ("run.log", "run.jsonl", "run_info.json")
     }
 
@@ -123,7 +111,7 @@ def test_an_exception_ends_the_program_as_ever(program: str, store: Path) -> Non
 
     assert done.returncode == 1
     assert done.stderr.endswith("ValueError: wrong\n")
-    assert "runs/first/run.jsonl" in shipped(store)
+    assert "runs/first/run.jsonl" in blob_names(store)
 
 
 def test_rotated_files_travel_while_the_run_goes_on(run: Path, store: Path) -> None:
@@ -136,7 +124,7 @@ def test_rotated_files_travel_while_the_run_goes_on(run: Path, store: Path) -> N
         rested = time.time() - 60
         for path in run.glob("run.*Z.jsonl"):
             os.utime(path, (rested, rested))
-        names = wait_for(store, 2)
+        names = wait_for_blobs(store, 2)
         assert names == {f"runs/first/{path.name}" for path in run.glob("run.*Z.jsonl")}
         assert len(names) == 2
     finally:
@@ -168,7 +156,7 @@ def test_dict_config_makes_it(run: Path, store: Path, tmp_path: Path) -> None:
     )
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert shipped(store) == {"runs/first/run.log", "runs/first/run.jsonl"}
+    assert blob_names(store) == {"runs/first/run.log", "runs/first/run.jsonl"}
 
 
 def test_an_ini_file_makes_it(run: Path, store: Path, tmp_path: Path) -> None:
@@ -201,7 +189,7 @@ args = ({str(run)!r}, {store.as_uri()!r})
     )
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(shipped(store)) == 3
+    assert len(blob_names(store)) == 3
 
 
 def test_the_child_of_a_fork_ships_nothing_and_ends(program: str, store: Path) -> None:
@@ -246,6 +234,109 @@ def test_what_cannot_be_used_is_refused_at_once(tmp_path: Path) -> None:
         ShippingHandler(tmp_path, (tmp_path / "s").as_uri(), scan_interval_s=0)
     with pytest.raises(ValueError, match="close_within_s=-1"):
         ShippingHandler(tmp_path, (tmp_path / "s").as_uri(), close_within_s=-1)
+
+
+def test_a_refused_address_leaves_the_other_handlers_alone(tmp_path: Path) -> None:
+    """GIVEN a refusal that is caught and kept WHEN the program ends THEN all others are closed."""
+    code = (
+        "import logging, logging.handlers\n"
+        "from foundry_log import LoggingConfig, configure\n"
+        f"target = logging.FileHandler({str(tmp_path / 'app.log')!r})\n"
+        "logging.getLogger().addHandler(logging.handlers.MemoryHandler(10, target=target))\n"
+        "logging.getLogger().warning('buffered')\n"
+        f"try: configure(LoggingConfig(ship_to='nonsense'), {str(tmp_path / 'run')!r})\n"
+        "except ValueError as error: kept = error\n"
+    )
+    done = run_python(code)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "app.log").read_text() == "buffered\n"
+
+
+def test_another_dict_config_ends_it_without_a_wait(run: Path, store: Path) -> None:
+    """GIVEN logging's own lock, which it holds WHEN it closes the handler THEN all is there."""
+    data = LoggingConfig(ship_to=store.as_uri()).to_dict_config(run, console=False)
+    done = run_python(
+        "import logging, logging.config\n"
+        f"logging.config.dictConfig({data!r})\n"
+        "logging.getLogger('service').info('hello')\n"
+        "logging.config.dictConfig({'version': 1})\n"
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "runs/first/run.jsonl" in blob_names(store)
+
+
+def test_ranks_that_end_together_leave_nothing(run: Path, store: Path) -> None:
+    """GIVEN four ranks of one directory WHEN all close at once THEN the files of all are there."""
+    code = (
+        "import logging, os, sys\n"
+        "from foundry_log import LoggingConfig, configure\n"
+        f"config = LoggingConfig(ship_to={store.as_uri()!r})\n"
+        f"session = configure(config, {str(run)!r}, console=False)\n"
+        "logging.getLogger('service').info('hello')\n"
+        "sys.stdin.read()\n"
+    )
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_RANK": str(rank)},
+            stdin=subprocess.PIPE,
+        )
+        for rank in range(4)
+    ]
+    try:
+        limit = time.monotonic() + DEADLINE_S
+        while len(list(run.glob("run@rank*.jsonl"))) < 4 and time.monotonic() < limit:
+            time.sleep(0.01)
+        for process in ranks:
+            assert process.stdin is not None
+            process.stdin.close()
+        assert [process.wait(DEADLINE_S) for process in ranks] == [0, 0, 0, 0]
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+
+    names = {f"run@rank{rank}.{kind}" for rank in range(4) for kind in ("jsonl", "log")}
+    assert {f"runs/first/{name}" for name in names} <= blob_names(store)
+
+
+def test_what_is_open_still_is_said(run: Path, store: Path) -> None:
+    """GIVEN metrics that nobody closed WHEN the session ends THEN it says whose file is left."""
+    with configure(LoggingConfig(ship_to=store.as_uri()), run, console=False):
+        metrics = MetricsLogger("exp", run)
+        metrics.log_step(1, 0, {"loss": 2.0})
+        told: list[str] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+        logging.getLogger("foundry_log.shipping").addHandler(handler)
+    metrics.close()
+
+    assert "runs/first/run.jsonl" in blob_names(store)
+    assert [line for line in told if "metrics.jsonl is open here" in line]
+
+
+def test_a_server_that_never_answers_is_waited_for_once(run: Path, program: str) -> None:
+    """GIVEN a deadline WHEN session and program end THEN one warning says what to do."""
+    pytest.importorskip(
+        "azure.storage.blob",
+        reason="needs test-services: pip install 'foundry_log[test-services]'",
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        url = f"http://127.0.0.1:{port}/account/logs?sig=SECRET"
+        done = run_python(
+            "import logging\n"
+            "from foundry_log import LoggingConfig, configure\n"
+            f"data = LoggingConfig(ship_to={url!r})\n"
+            f"session = configure(data, {str(run)!r}, console=False)\n"
+            "session.handlers[-1]._close_within_s = 0.2\n"
+            "session.close()\n"
+        )
+    assert done.returncode == 0
+    assert done.stderr.count("foundry-log ship") == 1
+    assert "SECRET" not in done.stderr
 
 
 def test_files_of_the_configuration_hold_no_signature() -> None:
