@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
+import sys
+from collections import deque
 from collections.abc import Mapping
 
 from foundry_log.files.leadership import Leadership
-from foundry_log.files.locks import thread_lock
+from foundry_log.files.locks import logging_lock
 from foundry_log.handlers.console import ConsoleHandler
 from foundry_log.handlers.daily_log import DATE_FORMAT, LINE_FORMAT, DailyLogHandler
 from foundry_log.text_formatters import PlainFormatter
@@ -30,14 +33,9 @@ def get_app_name() -> str:
 
     That it is missing is a warning, once until `shutdown_logging`.
     """
-    name = os.environ.get("APP_NAME_FOR_LOGGER", "").strip()
-    if not name:
-        _state.warn_once(
-            "APP_NAME_FOR_LOGGER is not set: log files are named %r; set it to the application's "
-            "name",
-            UNKNOWN_APP,
-        )
-    return name or UNKNOWN_APP
+    name = _app_name()
+    _state.say_warnings()
+    return name
 
 
 def get_logger(name: str, log_level: int | str | None = None) -> logging.Logger:
@@ -46,6 +44,15 @@ def get_logger(name: str, log_level: int | str | None = None) -> logging.Logger:
     The first call of a process puts the file's handler on the root logger, so that records of other
     libraries are in the file too; their levels, and the root logger's, stay as they are. What stops
     the file from being set up is one warning, and the console goes on.
+
+    With a handler on the root logger `logging.basicConfig()` does nothing, unless it was called
+    before, and warnings of libraries that have no handler are in the file and no longer on standard
+    error. A `dictConfig` that names the root removes the handler: within a second it is back; what
+    was logged meanwhile is on the console alone. A logger that it has disabled is enabled again by
+    the next call with its name.
+
+    The console is silent where another handler, of this logger or one that the record passes, shows
+    it on standard error or output. A filter of such a handler is asked once more for it.
 
     With APP_LOGS_MODE `process` each process writes `{app}-{process}.current.log`, with `leader`
     all write `{app}.current.log`, which one of them rotates: see
@@ -57,7 +64,8 @@ def get_logger(name: str, log_level: int | str | None = None) -> logging.Logger:
         PROCESS_NAME: of this process, in the mode `process`; otherwise `worker-<pid>`.
         APP_LOGS_DIR: directory of the files, made if missing; `logs`.
         APP_LOGS_MODE: `process` or `leader`; `process`.
-        APP_LOGS_RETENTION_DAYS: days for which files are kept, at least 1; 30.
+        APP_LOGS_RETENTION_DAYS: days for which files are kept, at least 1; 30. Older ones are
+            deleted, whether they were shipped or not.
         LOG_LEVEL: of loggers that have none of their own; INFO. Read at each call.
 
     Args:
@@ -79,7 +87,9 @@ def get_logger(name: str, log_level: int | str | None = None) -> logging.Logger:
             logger.setLevel(level)
         elif logger.level == logging.NOTSET:
             logger.setLevel(_level_of_environment())
+        logger.disabled = False
         _state.attach_file()
+    _state.say_warnings()
     return logger
 
 
@@ -91,11 +101,16 @@ def shutdown_logging() -> None:
     thread and in any process; the next `get_logger` begins anew.
     """
     with _lock:
-        _state.close()
+        file, consoles = _state.taken_down()
+    if file is not None:
+        file.close()
+    for console in consoles:
+        console.logger.removeHandler(console)
+        console.close()
 
 
 class _LoggerConsole(ConsoleHandler):
-    """The console of one logger; silent where one further up shows the record anyway."""
+    """The console of one logger; silent where another handler shows the record anyway."""
 
     def __init__(self, logger: logging.Logger) -> None:
         super().__init__()
@@ -104,18 +119,48 @@ class _LoggerConsole(ConsoleHandler):
         logger.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record's line, unless it is shown further up."""
-        if not self._is_shown_above(record.levelno):
+        """Write the record's line, unless it is shown by another handler, here or further up."""
+        if not self._is_shown(record):
             super().emit(record)
 
-    def _is_shown_above(self, level: int) -> bool:
-        logger = self.logger
-        while logger.propagate and logger.parent is not None:
-            logger = logger.parent
-            for handler in logger.handlers:
-                if isinstance(handler, ConsoleHandler) and level >= handler.level:
-                    return True
+    def _is_shown(self, record: logging.LogRecord) -> bool:
+        """Return whether somebody else's handler shows it, or a console like this further up."""
+        loggers = _passed_by(record, self.logger)
+        above = loggers[loggers.index(self.logger) + 1 :]
+        return any(
+            _shows(handler, record)
+            for logger in loggers
+            for handler in logger.handlers
+            if logger in above or not isinstance(handler, _LoggerConsole)
+        )
+
+
+def _passed_by(record: logging.LogRecord, by: logging.Logger) -> list[logging.Logger]:
+    """Return the loggers whose handlers get the record, from its own upwards, `by` among them."""
+    own = by.manager.loggerDict.get(record.name)
+    loggers = _upwards(own) if isinstance(own, logging.Logger) else []
+    return loggers if by in loggers else _upwards(by)
+
+
+def _upwards(logger: logging.Logger) -> list[logging.Logger]:
+    loggers = [logger]
+    while logger.propagate and logger.parent is not None:
+        logger = logger.parent
+        loggers.append(logger)
+    return loggers
+
+
+def _shows(handler: logging.Handler, record: logging.LogRecord) -> bool:
+    """Return whether a handler writes the record to the terminal, or what stands in its place."""
+    if not isinstance(handler, logging.StreamHandler) or record.levelno < handler.level:
         return False
+    if handler.stream not in (sys.stderr, sys.stdout, sys.__stderr__, sys.__stdout__):
+        return False
+    try:
+        # A copy: what a filter adds is for the lines of its handler.
+        return not handler.filters or bool(handler.filter(copy.copy(record)))
+    except Exception:
+        return False  # the filter's own handler tells of it
 
 
 class _FileService:
@@ -141,10 +186,21 @@ class _FileService:
         self._is_closed = False
         self._begin()
         self.handler.after_opening = self._begin_in_child
+        self.handler.after_rotating = self._prune_soon
 
     def attach(self) -> None:
         """Put the handler on the root logger, also where somebody's dictConfig has removed it."""
         logging.getLogger().addHandler(self.handler)
+
+    def _attach_again(self) -> None:
+        # Who holds the lock may be closing this, and wait for the thread that would wait here.
+        if self.handler in logging.getLogger().handlers or not _lock.acquire(blocking=False):
+            return
+        try:
+            if not self._is_closed:
+                self.attach()
+        finally:
+            _lock.release()
 
     def close(self) -> None:
         """Detach and close everything. A record that is under way is written all the same."""
@@ -170,10 +226,14 @@ class _FileService:
             except RuntimeError:
                 pass  # the interpreter is ending and starts no threads; the record is written
 
+    def _prune_soon(self) -> None:
+        self._has_pruned = False  # whoever logs first after midnight need not wait for it
+
     def _tick(self) -> float:
         if self._is_closed:  # while it was being started
             self._timer.close()
             return _TICK_S
+        self._attach_again()
         self.handler.rotate_if_due()
         if not self._has_pruned:
             self._has_pruned = True
@@ -191,6 +251,7 @@ class _State:
         self._file: _FileService | None = None
         self._has_failed = False
         self._said: set[str] = set()
+        self._unsaid: deque[tuple[str, tuple[object, ...]]] = deque()
 
     def attach_file(self) -> None:
         """Set up the file unless it is there, or could not be set up before."""
@@ -198,35 +259,51 @@ class _State:
             return
         try:
             if self._file is None:
-                self._file = _FileService(get_app_name(), os.environ)
+                self._file = _FileService(_app_name(), os.environ)
             self._file.attach()
         except Exception as error:  # whatever it is, the program goes on with its console
             self._has_failed = True
-            _log.warning("records go to the console alone, there is no log file: %s", error)
+            self.warn_once("records go to the console alone, there is no log file: %s", str(error))
 
-    def close(self) -> None:
-        """Take everything down, and forget it."""
+    def taken_down(self) -> tuple[_FileService | None, list[_LoggerConsole]]:
+        """Forget everything; return what is to be closed, which waits: not under the lock."""
         consoles, self.consoles = self.consoles, []
         file, self._file = self._file, None
         self._has_failed = False
         self._said.clear()
-        if file is not None:
-            file.close()
-        for console in consoles:
-            console.logger.removeHandler(console)
-            console.close()
+        return file, consoles
 
     def warn_once(self, message: str, *values: object) -> None:
-        """Log a warning, once until all is taken down."""
+        """Have a warning said, once until all is taken down."""
         with _lock:
-            is_new = message not in self._said
-            self._said.add(message)
-        if is_new:
+            if message not in self._said:
+                self._said.add(message)
+                self._unsaid.append((message, values))
+
+    def say_warnings(self) -> None:
+        """Log what is to be said. Not under the lock: a handler may wait for who waits for it."""
+        while self._unsaid:
+            try:
+                message, values = self._unsaid.popleft()
+            except IndexError:
+                return  # another thread has said it
             _log.warning(message, *values)
 
 
-_lock = thread_lock()
+# The one of `logging`: taken with another one, in either order, they would wait for each other.
+_lock = logging_lock
 _state = _State()
+
+
+def _app_name() -> str:
+    name = os.environ.get("APP_NAME_FOR_LOGGER", "").strip()
+    if not name:
+        _state.warn_once(
+            "APP_NAME_FOR_LOGGER is not set: log files are named %r; set it to the application's "
+            "name",
+            UNKNOWN_APP,
+        )
+    return name or UNKNOWN_APP
 
 
 def _level_of_environment() -> int:

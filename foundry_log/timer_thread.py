@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from foundry_log.files.locks import thread_lock
 from foundry_log.handlers.losses import cause_of
+from foundry_log.threads import start_thread
 
 RETRY_S = 10.0
 """Seconds after which work that has raised is tried again."""
@@ -60,7 +61,7 @@ class TimerThread:
             self._thread = threading.Thread(
                 target=self._run, args=(self._stop,), name=self.name, daemon=True
             )
-            self._thread.start()
+            start_thread(self._thread)
 
     def close(self, timeout_s: float = CLOSE_WITHIN_S) -> bool:
         """Let the thread end; return whether it has ended, after at most `timeout_s` seconds.

@@ -68,6 +68,8 @@ class AppendFile:
         self._own_end = -1  # where this writer's last line ended
         self.is_alone = True
         """Whether all that it has found in its files so far were its own lines."""
+        self.written_before = 0.0
+        """When the file was last written before it was opened here, in seconds since the epoch."""
         self._regular = True
         self._identity = (-1, -1)
         self.looked = -math.inf
@@ -213,6 +215,7 @@ class AppendFile:
                 self._regular = regular
                 self._identity = (status.st_dev, status.st_ino)
                 self._own_end = -1
+                self.written_before = status.st_mtime
                 self.size = self._ended(descriptor, patch) if regular else 0
                 self.looked = time.monotonic()
                 return descriptor, patch

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import logging
 import os
 import threading
 import time
@@ -25,6 +26,10 @@ try:
     fcntl = importlib.import_module("fcntl")
 except ImportError:  # pragma: no cover - Windows
     pass
+
+logging_lock: Any = logging._lock  # type: ignore[attr-defined]
+"""That of the module `logging`, which `dictConfig` holds while it makes and closes handlers and
+imports their modules. Whoever needs it together with others takes it first."""
 
 _thread_locks: weakref.WeakSet[Any] = weakref.WeakSet()
 _held: set[int] = set()  # descriptors for the child of a fork to close
@@ -202,6 +207,8 @@ _fork = _Fork()
 
 
 def _before_fork() -> None:
+    # Hooks run in reverse order, so that `logging`'s own would take it second.
+    logging_lock.acquire()
     # With a limit: opening a pipe lasts until somebody reads it.
     _fork.has_waited = opening.acquire(timeout=_FORK_WAITS_S)
 
@@ -209,10 +216,10 @@ def _before_fork() -> None:
 def _after_fork() -> None:
     if _fork.has_waited:
         opening.release()
+    logging_lock.release()
 
 
-def _abandon_after_fork() -> None:
-    _after_fork()
+def _abandon_after_fork() -> None:  # `logging` makes its own lock anew
     for lock in [opening, *_thread_locks]:
         lock._at_fork_reinit()  # what `logging` and `threading` do with theirs
     while _held:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from foundry_log.files import locks
 from foundry_log.files.documents import write_document
+from foundry_log.files.filesystems import shared_kind
 from foundry_log.process import host_name
 
 _LARGEST_NOTE = 4096
@@ -95,7 +96,7 @@ def may_be_written(path: str, pid_in_name: int | None = None) -> bool:
     owner = read_owner(path)
     try:
         if owner is not None:
-            return _may_live(owner)
+            return _may_live(owner, os.path.dirname(path))
         if pid_in_name is None:
             return True
         began = _began(pid_in_name)
@@ -113,12 +114,16 @@ def boot_id() -> str:
         return ""
 
 
-def _may_live(owner: Owner) -> bool:
+def _may_live(owner: Owner, folder: str) -> bool:
     """Return whether the owner, who holds no lock that can be seen here, may write again."""
     if owner.host == host_name():
         return owner.pid != os.getpid() and _lives(owner)
+    boot = boot_id()
+    if not owner.boot or not boot:
+        return True
     # Another host's locks cannot be seen from here, but those of a container beside this one can.
-    return not owner.boot or owner.boot != boot_id()
+    # On a local disk another boot is one before this, which nobody has outlived.
+    return owner.boot != boot and shared_kind(folder) is not None
 
 
 def _lives(owner: Owner) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from foundry_log.files import locks, owners
 from foundry_log.files.app_filenames import AppLogName, format_name, parse_name, worker_name
-from foundry_log.files.filenames import host_part
+from foundry_log.files.filenames import host_part, lock_name
 from foundry_log.files.filesystems import shared_kind
 from foundry_log.handlers.rotating_jsonl import RotatingJsonlHandler
 from foundry_log.process import host_name
@@ -84,6 +84,9 @@ class DailyLogHandler(RotatingJsonlHandler):
         """Seconds after midnight for which the rotation is left to another process."""
         self.after_opening: Callable[[], None] = _nothing
         """Called, under the handler's lock, when a process opens its file, a forked child too."""
+        self.after_rotating: Callable[[], None] | None = None
+        """Called, under the handler's lock and the rotation's, in place of `prune`, which takes a
+        second where there are ten thousands of files; None for `prune` itself."""
         self.clock = clock
         """Gives the seconds since the epoch; asked anew where the file is opened and rotated."""
         super().__init__(
@@ -100,16 +103,21 @@ class DailyLogHandler(RotatingJsonlHandler):
     def rotate_if_due(self) -> None:
         """Rotate the file if its day is over, also when nobody writes.
 
-        For a timer. A failure is counted and reported, and tried again after some seconds.
-        Thread-safe; safe in any number of processes at once.
+        For a timer. A file that was closed, by `dictConfig` for one, is opened again. A failure is
+        counted and reported, and tried again after some seconds. Thread-safe; safe in any number of
+        processes at once.
         """
         self.acquire()
         try:
+            record = logging.makeLogRecord({"msg": f"rotating {self.baseFilename}"})
             if self._file.is_open:
-                record = logging.makeLogRecord({"msg": f"rotating {self.baseFilename}"})
                 self._keep_up(record)
-                if self._is_due(0):
-                    self._roll(record)
+            elif os.path.exists(self.baseFilename):
+                self._open_file()
+            if self._file.is_open and self._is_due(0):
+                self._roll(record)
+        except OSError:
+            self._report_rotation(f"opening {self.baseFilename}")
         finally:
             self.release()
 
@@ -117,7 +125,7 @@ class DailyLogHandler(RotatingJsonlHandler):
         """Remove the application's files that are older than `retention_days`.
 
         Never one that anybody holds locked or may still write, nor one of another application.
-        Failures are counted and reported.
+        Failures are counted and reported. Thread-safe.
         """
         if self.retention_days is None:
             return
@@ -126,6 +134,8 @@ class DailyLogHandler(RotatingJsonlHandler):
                 self._remove(path)
             elif name.date is None and path != self.baseFilename:
                 self._remove_abandoned(path, name)
+        for path, pid in self._locked_by_workers():
+            self._remove_lock(path, pid)
 
     # --- what differs from the class it extends ---
 
@@ -149,9 +159,16 @@ class DailyLogHandler(RotatingJsonlHandler):
 
     def _open_file(self) -> None:
         super()._open_file()
+        self._note_owner()
+        self.after_opening()
+
+    def _follow(self) -> None:
+        super()._follow()
+        self._note_owner()  # somebody may have removed the note with the file
+
+    def _note_owner(self) -> None:
         with contextlib.suppress(OSError):  # without it the file counts as one that is written
             owners.note_owner(self.baseFilename, self._permissions)
-        self.after_opening()
 
     def _is_due(self, incoming: int) -> bool:
         now = self.clock()
@@ -165,12 +182,11 @@ class DailyLogHandler(RotatingJsonlHandler):
     def _set_due(self) -> None:
         if self._schedule is not None and self._file.is_regular:
             now = self.clock()  # a clock that was ahead must not put rotation off
-            started = min(_written(self.baseFilename, now), now) if self._file.size else now
+            started = _past(self._file.written_before, now) if self._file.size else now
             self._due_at = self._schedule.next_boundary(started)
 
     def _stable_name(self) -> str:
-        now = self.clock()
-        last = min(_written(self.baseFilename, now), now)
+        last = _written(self.baseFilename, self.clock())
         # What was written while the rotation was late belongs to the day that was rotated late.
         day = datetime.date.fromtimestamp(min(last, self._due_at - 1))
         live = parse_name(os.path.basename(self.baseFilename)) or AppLogName(self.app)
@@ -182,7 +198,7 @@ class DailyLogHandler(RotatingJsonlHandler):
         )
 
     def _prune(self) -> None:
-        self.prune()
+        (self.after_rotating or self.prune)()
 
     def _files_of_app(self) -> Iterator[tuple[str, AppLogName]]:
         folder = os.path.dirname(self.baseFilename)
@@ -191,31 +207,63 @@ class DailyLogHandler(RotatingJsonlHandler):
             if name is not None and name.app == self.app:
                 yield os.path.join(folder, entry), name
 
+    def _locked_by_workers(self) -> Iterator[tuple[str, int]]:
+        """Give the live files of processes without a name that have a lock file, or have had."""
+        folder = os.path.dirname(self.baseFilename)
+        for entry in os.listdir(folder):
+            live = entry[1:].removesuffix(".lock")
+            name = parse_name(live) if entry == lock_name(live) else None
+            if name is not None and name.app == self.app and name.date is None and name.pid:
+                yield os.path.join(folder, live), name.pid
+
     def _is_too_old(self, day: datetime.date) -> bool:
         today = datetime.date.fromtimestamp(self.clock())
         return (today - day).days > (self.retention_days or 0)
 
     def _remove_abandoned(self, path: str, name: AppLogName) -> None:
         """Remove a live file that nobody has written for so long, and nobody will."""
-        day = datetime.date.fromtimestamp(_written(path, self.clock()))
-        if not self._is_too_old(day) or owners.may_be_written(path, name.pid):
+        if not self._is_rested(path) or owners.may_be_written(path, name.pid):
             return
         try:
             with locks.try_exclusive_file(path) as descriptor:  # who opens it now opens a new one
                 if descriptor is not None:
+                    owners.forget_owner(path)  # before: afterwards there may be a new file's
                     os.remove(path)
-                    owners.forget_owner(path)
         except OSError:
             self._report_rotation(f"removing {path}")
+
+    def _remove_lock(self, live: str, pid: int) -> None:
+        """Remove the lock file of an ended process's live file that is gone.
+
+        Elsewhere lock files stay, since removing one lets two holders in; here nobody comes.
+        """
+        path = lock_name(live)
+        if os.path.lexists(live) or not self._is_rested(path) or owners.may_be_written(live, pid):
+            return
+        try:
+            with locks.try_exclusive_file(path) as descriptor:
+                if descriptor is not None:
+                    os.remove(path)
+        except OSError:
+            self._report_rotation(f"removing {path}")
+
+    def _is_rested(self, path: str) -> bool:
+        day = datetime.date.fromtimestamp(_written(path, self.clock()))
+        return self._is_too_old(day)
 
 
 def _nothing() -> None:
     pass
 
 
-def _written(path: str, otherwise: float) -> float:
-    """Return when a file was last written; `otherwise` if it is gone."""
+def _written(path: str, now: float) -> float:
+    """Return when a file was last written; `now` if it is gone."""
     try:
-        return os.stat(path).st_mtime
+        return _past(os.stat(path).st_mtime, now)
     except FileNotFoundError:
-        return otherwise
+        return now
+
+
+def _past(seconds: float, now: float) -> float:
+    """Return a file's time, which may be any number, as one from 1970 until now."""
+    return min(max(seconds, 0.0), now)

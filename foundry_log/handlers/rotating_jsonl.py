@@ -263,7 +263,11 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
             try:
                 turn.is_taken = True
                 while turn.waiting:
-                    line, record, notice = turn.waiting.popleft()
+                    left = turn.waiting.popleft()
+                    if left is None:
+                        self._file.close()
+                        continue
+                    line, record, notice = left
                     try:
                         # What a rotation itself may have logged does not rotate: no end otherwise.
                         self._append(line, record, notice, may_rotate=False)
@@ -530,7 +534,7 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
     def _set_due(self) -> None:
         if self._schedule is not None and self._file.is_regular:
             now = time.time()  # a clock that was ahead must not put rotation off
-            started = min(_last_written(self.baseFilename), now) if self._file.size else now
+            started = min(self._file.written_before, now) if self._file.size else now
             self._due_at = self._schedule.next_boundary(started)
 
     def _keep_up(self, record: logging.LogRecord, every_s: float = 0.0) -> None:
@@ -563,11 +567,18 @@ class RotatingJsonlHandler(TakesParts, logging.handlers.RotatingFileHandler):
         """Do nothing: every record was written when its call returned."""
 
     def close(self) -> None:
-        """Close the file and report losses; a later record opens it again. Idempotent."""
+        """Close the file and report losses; a later record opens it again. Idempotent.
+
+        Called by a signal handler inside of a write, it leaves the file's end to that write.
+        """
+        failures: list[_Failure] = []
         self.acquire()
         try:
-            failures = self._write_waiting()  # left by a write that was interrupted
-            self._file.close()
+            if self._turn.is_taken:
+                self._turn.waiting.append(None)
+            else:
+                failures = self._write_waiting()  # left by a write that was interrupted
+                self._file.close()
         finally:
             self.release()
         for failure in failures:
@@ -604,7 +615,8 @@ class _Turn:
         """Size in bytes up to which a line takes an append and nothing else; -1 for never."""
         self.is_taken = False
         self.is_rotating = False
-        self.waiting: deque[tuple[bytes, logging.LogRecord | Parts, Notice | None]] = deque()
+        self.waiting: deque[tuple[bytes, logging.LogRecord | Parts, Notice | None] | None] = deque()
+        """Lines left to the write that is under way; None where the file is to be closed."""
 
 
 def _resolved(hook: Hook | str | None) -> Hook | None:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from foundry_log.files.append_file import open_files
+from foundry_log.files.locks import logging_lock
 from foundry_log.handlers.direct import TakesParts
 from foundry_log.records import Parts
 from foundry_log.shipping.destinations import store_at
 from foundry_log.shipping.lasting_threads import LastingThreads
 from foundry_log.shipping.log_monitor import LogMonitorService
 from foundry_log.shipping.scanning import blob_part
+from foundry_log.threads import start_thread
 
 THREADS = 4
 RETRY_S = 60.0
@@ -90,14 +92,14 @@ class ShippingHandler(TakesParts, logging.Handler):
         self._process = os.getpid()
         self._is_closed = False
         # Closing waits with logging's own lock, which `dictConfig` holds then, and shipping needs.
-        self._ended = threading.Condition(logging._lock)  # type: ignore[attr-defined]
+        self._ended = threading.Condition(logging_lock)
         self._has_ended = False
         self._loop = asyncio.new_event_loop()
         self._is_closing = asyncio.Event()
         self._threads = LastingThreads(THREADS, "foundry_log-shipping")
         self._loop.set_default_executor(self._threads)
         self._thread = threading.Thread(target=self._run, name="foundry_log-shipping", daemon=True)
-        self._thread.start()
+        start_thread(self._thread)
         _close_last(self)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -167,7 +169,7 @@ def _close_last(handler: logging.Handler) -> None:
     It goes through this list from its end.
     """
     handlers: list[Any] = logging._handlerList  # type: ignore[attr-defined]
-    with logging._lock:  # type: ignore[attr-defined]
+    with logging_lock:
         reference = next(each for each in handlers if each() is handler)
         handlers.remove(reference)
         handlers.insert(0, reference)

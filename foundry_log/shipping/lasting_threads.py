@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from foundry_log.threads import start_thread
+
 T = TypeVar("T")
 _Task = tuple["Future[Any]", Callable[[], Any]]
 
@@ -33,7 +35,7 @@ class LastingThreads(ThreadPoolExecutor):
             for number in range(count)
         ]
         for thread in self._crew:
-            thread.start()
+            start_thread(thread)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Have a thread call `fn`; return what its result will be in."""

@@ -523,3 +523,17 @@ def test_a_copy_that_fails_leaves_the_descriptors_alone(file: AppendFile) -> Non
     file.append(b"{}\n")
     other.close()
     assert parsed(file.path) == [{}, {}]
+
+
+def test_when_a_file_was_written_is_known_although_opening_ends_its_last_line(
+    tmp_path: Path,
+) -> None:
+    """Its lines are of that time, and the newline is not."""
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(b'{"torn')
+    os.utime(path, (1000, 1000))
+    file = AppendFile(str(path))
+    file.open()
+    file.close()
+    assert path.read_bytes() == b'{"torn\n'
+    assert file.written_before == 1000

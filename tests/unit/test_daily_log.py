@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -127,6 +128,18 @@ def test_opening_notes_the_owner(tmp_path: Path, make: Make) -> None:
     assert owner.pid == os.getpid()
 
 
+def test_a_file_that_is_made_again_is_noted_again(tmp_path: Path, make: Make) -> None:
+    """GIVEN somebody who removed file and note WHEN the process goes on THEN it is known again."""
+    handler = make()
+    live = tmp_path / "shop-api.current.log"
+    owners.forget_owner(str(live))
+    live.unlink()
+    handler.rotate_if_due()
+    owner = owners.read_owner(str(live))
+    assert owner is not None
+    assert owner.pid == os.getpid()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -213,6 +226,77 @@ def test_what_another_run_left_is_rotated_under_the_day_of_its_last_line(
     aged(tmp_path / "shop-api.current.log", day)
     log(make(), "new")
     assert names(tmp_path) == ["shop-api.current.log", f"shop-api__{day.isoformat()}.log"]
+
+
+def test_a_torn_last_line_does_not_put_yesterdays_lines_into_todays_file(
+    tmp_path: Path, make: Make
+) -> None:
+    """The newline that it gets is of today, and its day is not."""
+    day = FIRST - datetime.timedelta(days=3)
+    live = aged(tmp_path / "shop-api.current.log", day)
+    written = live.stat().st_mtime
+    live.write_text("old\ntorn")
+    os.utime(live, (written, written))
+    log(make(), "new")
+    assert messages(live) == ["new"]
+    assert len(names(tmp_path)) == 2
+
+
+@pytest.fixture
+def any_time() -> Iterator[Path]:
+    """A directory whose files can have any time; most file systems end in some century."""
+    if not os.path.isdir("/dev/shm"):
+        pytest.skip("needs a tmpfs")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("seconds", [-1e12, -1.0, 1e12])
+def test_a_time_that_no_calendar_has_stops_nothing(
+    any_time: Path, clock: Clock, seconds: float
+) -> None:
+    """Restored by a tool, or from a broken clock: the lines are written, and pruning goes on."""
+    other = any_time / f"shop-worker-{dead_pid()}.current.log"
+    for path in (any_time / "shop-api.current.log", other):
+        path.write_text("old\n")
+        os.utime(path, (seconds, seconds))
+    with contextlib.closing(
+        DailyLogHandler(any_time, "shop", "api", clock=clock, retention_days=10**5)
+    ) as handler:
+        log(handler, "new")
+        os.utime(any_time / "shop-api.current.log", (seconds, seconds))
+        handler.doRollover()
+        handler.prune()
+    rotated = any_time.glob("shop-api__*.log")
+    assert sorted(line for path in rotated for line in messages(path)) == ["new", "old"]
+    assert other.exists()
+    assert (handler.losses.total(), handler.failed_rotations.total()) == (0, 0)
+
+
+def test_a_closed_file_is_rotated_by_the_timer_too(
+    tmp_path: Path, make: Make, clock: Clock
+) -> None:
+    """A `dictConfig` closes every handler, and an idle process does not open its own again."""
+    handler = make()
+    log(handler, "yesterday")
+    handler.close()
+    os.utime(tmp_path / "shop-api.current.log", (clock.now, clock.now))
+    clock.now = MIDNIGHT
+    handler.rotate_if_due()
+    assert messages(tmp_path / f"shop-api__{day_after(0)}.log") == ["yesterday"]
+
+
+def test_a_closed_file_that_cannot_be_opened_for_rotation_is_counted(
+    tmp_path: Path, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The timer has other things to do."""
+    handler = make()
+    handler.close()
+    (tmp_path / "shop-api.current.log").unlink()
+    (tmp_path / "shop-api.current.log").mkdir()
+    handler.rotate_if_due()
+    assert handler.failed_rotations.total() == 1
+    assert "IsADirectoryError" in capsys.readouterr().err
 
 
 def test_further_files_of_a_day_are_numbered_and_none_is_renamed(
@@ -367,6 +451,21 @@ def test_a_rotation_prunes(tmp_path: Path, make: Make, clock: Clock) -> None:
     assert names(tmp_path) == ["shop-api.current.log", f"shop-api__{day_after(0)}.log"]
 
 
+def test_who_prunes_at_another_time_is_told_of_a_rotation(
+    tmp_path: Path, make: Make, clock: Clock
+) -> None:
+    """Removing ten thousands of files is not for the call that logs first after midnight."""
+    handler = make(retention_days=1)
+    told: list[str] = []
+    handler.after_rotating = lambda: told.append("rotated")
+    log(handler, "line")
+    old = tmp_path / f"shop-gone__{day_after(-1)}.log"
+    old.write_text("line\n")
+    clock.now = MIDNIGHT
+    log(handler, "next")
+    assert (told, old.exists()) == (["rotated"], True)
+
+
 def test_without_retention_nothing_is_removed(tmp_path: Path, make: Make) -> None:
     """None keeps files for ever."""
     old = aged(tmp_path / "shop-api__1999-01-01.log", datetime.date(1999, 1, 1))
@@ -421,3 +520,58 @@ def test_a_directory_of_such_a_name_is_left_alone(tmp_path: Path, make: Make) ->
     make().prune()
     assert not old.exists()
     assert (tmp_path / "shop-a__1999-01-01.log").is_dir()
+
+
+def test_the_note_of_an_abandoned_file_is_removed_before_the_file(tmp_path: Path) -> None:
+    """Afterwards a new process may have made both again, and its note would be lost."""
+    live = aged(tmp_path / f"shop-worker-{dead_pid()}.current.log", datetime.date(1999, 1, 1))
+    note = Path(owners.owner_name(str(live)))
+    note.write_text("{}")
+    script = """
+import os, sys
+from foundry_log.handlers.daily_log import DailyLogHandler
+handler = DailyLogHandler(sys.argv[1], "shop", delay=True)
+def on_event(event, values):
+    if event == "os.remove":
+        print(os.path.basename(values[0]))
+sys.addaudithook(on_event)
+handler.prune()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.split() == [note.name, live.name]
+
+
+def lock_of(tmp_path: Path, process: object, day: datetime.date) -> Path:
+    """A lock file of the application "shop", made on that day."""
+    return aged(tmp_path / f".shop-{process}.current.log.lock", day)
+
+
+def test_the_lock_of_a_worker_that_is_long_gone_is_pruned(tmp_path: Path, make: Make) -> None:
+    """Each worker that sees a midnight makes one, and no other one has its name."""
+    lock = lock_of(tmp_path, f"worker-{dead_pid()}", datetime.date(1999, 1, 1))
+    make().prune()
+    assert not lock.exists()
+
+
+def test_a_lock_that_may_be_taken_again_is_kept(tmp_path: Path, make: Make) -> None:
+    """It is held, young, of a process that lives or has a name, or beside a live file."""
+    long_ago = datetime.date(1999, 1, 1)
+    held = lock_of(tmp_path, f"worker-{dead_pid()}", long_ago)
+    kept = [
+        held,
+        lock_of(tmp_path, f"worker-{os.getpid()}", long_ago),
+        lock_of(tmp_path, "mailer", long_ago),
+        aged(tmp_path / f".store-worker-{dead_pid()}.current.log.lock", long_ago),
+        lock_of(tmp_path, f"worker-{dead_pid()}", FIRST),
+        lock_of(tmp_path, f"worker-{dead_pid()}", long_ago),
+    ]
+    aged(tmp_path / kept[-1].name[1:].removesuffix(".lock"), FIRST)
+    with locks.try_exclusive_file(str(held)):
+        make().prune()
+    assert [path.name for path in kept if not path.exists()] == []

@@ -22,6 +22,7 @@ LAYERS = (
         "encoding",
         "process",
         "extras",
+        "threads",
         "running_stats",
         "files.*",
         "noticing",

@@ -291,3 +291,48 @@ print(status)
     )
 
     assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_a_fork_beside_a_dict_config_that_opens_a_file_goes_on(tmp_path: Path) -> None:
+    """`dictConfig` has logging's lock when its handlers open files, and a fork needs both locks.
+
+    In a process of its own, since Python warns of forks beside threads.
+    """
+    script = """
+import faulthandler, logging.config, os, sys, threading, time, warnings
+from foundry_log import RotatingJsonlHandler
+from foundry_log.files import locks
+faulthandler.dump_traceback_later(20, exit=True)
+warnings.simplefilter("ignore")
+configuring, forking = threading.Event(), threading.Event()
+os.register_at_fork(before=forking.set)
+def make():
+    configuring.set()
+    forking.wait()
+    for _ in range(50):  # until the fork has got as far as it can
+        if not locks.opening.acquire(blocking=False):
+            break
+        locks.opening.release()
+        time.sleep(0.01)
+    return RotatingJsonlHandler(sys.argv[1])
+configuration = {"version": 1, "handlers": {"file": {"()": make}}}
+thread = threading.Thread(target=logging.config.dictConfig, args=(configuration,))
+thread.start()
+configuring.wait()
+pid = os.fork()
+if pid == 0:
+    logging.config.dictConfig({"version": 1, "root": {"level": "INFO"}})
+    os._exit(0)
+status = os.waitpid(pid, 0)[1]
+thread.join()
+logging.config.dictConfig({"version": 1, "root": {"level": "INFO"}})
+print("ended", status)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "run.jsonl")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "ended 0\n", done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import io
 import json
 import logging
 import multiprocessing
@@ -154,6 +155,70 @@ def test_a_child_that_does_not_propagate_has_its_own_console(
     child.propagate = False
     child.info("child")
     assert capsys.readouterr().err.count("child") == 1
+
+
+@contextlib.contextmanager
+def added(handler: logging.Handler, name: str | None) -> Iterator[logging.Handler]:
+    """Somebody's handler on the logger of that name; None for the root."""
+    logger = logging.getLogger(name)
+    logger.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize("name", [None, "a", "a.b"])
+@pytest.mark.parametrize("stream", ["stderr", "stdout"])
+def test_a_console_of_somebody_elses_shows_a_record_alone(
+    capsys: pytest.CaptureFixture[str], name: str | None, stream: str
+) -> None:
+    """As `basicConfig` and many a `dictConfig` put one on the root; also on the logger itself."""
+    get_logger("a")
+    logger = get_logger("a.b")
+    with added(logging.StreamHandler(getattr(sys, stream)), name):
+        logger.info("line")
+    shown = capsys.readouterr()
+    assert (shown.out + shown.err).count("line\n") == 1
+
+
+def refuse(record: logging.LogRecord) -> bool:
+    record.msg = "refused"
+    return False
+
+
+def fail(record: logging.LogRecord) -> bool:
+    raise RuntimeError("a broken filter")
+
+
+@pytest.mark.parametrize("hides", ["stream", "level", "filter"])
+def test_what_somebody_elses_handler_does_not_show_is_on_the_console(
+    capsys: pytest.CaptureFixture[str], hides: str
+) -> None:
+    """It writes elsewhere, or lets this record not pass; its filter changes nothing here."""
+    logger = get_logger("a")
+    stream = io.StringIO() if hides == "stream" else sys.stderr
+    handler = logging.StreamHandler(stream)
+    if hides == "level":
+        handler.setLevel(logging.ERROR)
+    if hides == "filter":
+        handler.addFilter(refuse)
+    with added(handler, None):
+        logger.info("line")
+    assert capsys.readouterr().err.count("line\n") == 1
+
+
+def test_a_broken_filter_of_somebody_elses_costs_no_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It raises to the caller as ever, in its own handler's turn."""
+    logger = get_logger("a")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(fail)
+    with added(handler, None), pytest.raises(RuntimeError, match="broken"):
+        logger.info("line")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(" | line")
 
 
 def test_other_libraries_are_in_the_file_and_not_chattier(logs: Path) -> None:
@@ -336,6 +401,182 @@ def test_a_dict_config_that_clears_the_root_is_no_end(logs: Path) -> None:
     get_logger("a").info("line")
     assert len(file_handlers()) == 1
     assert messages(logs / names(logs)[0]) == ["line"]
+
+
+DJANGO = """
+import json, logging.config, os, sys, time
+from foundry_log.logger import get_logger
+logger = get_logger("shop.views")
+file = logging.getLogger().handlers[0]
+logging.config.dictConfig({
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"console": {"class": "logging.StreamHandler"}},
+    "root": {"handlers": ["console"]},
+})
+limit = time.monotonic() + 60
+while file not in logging.getLogger().handlers and time.monotonic() < limit:
+    time.sleep(0.02)
+logger.info("after")
+"""
+
+
+def test_the_file_is_back_after_a_dict_config_that_names_the_root(logs: Path) -> None:
+    """As in frameworks that configure logging once the modules with their loggers are imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", DJANGO],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    assert done.stderr.count("after") == 1
+    assert messages(logs / names(logs)[0]) == ["after"]
+
+
+def test_an_idle_program_rotates_also_after_a_dict_config(logs: Path) -> None:
+    """That has removed and closed the handler, which nobody opens by logging."""
+    get_logger("a").info("line")
+    (handler,) = file_handlers()
+    logging.getLogger().removeHandler(handler)
+    handler.close()
+    handler.clock = lambda: time.time() + 2 * 86_400
+    until(lambda: len(names(logs)) == 2, "a rotated file")
+    assert file_handlers() == [handler]
+
+
+def test_a_logger_that_was_disabled_is_enabled_for_who_asks_for_it() -> None:
+    """A `dictConfig` disables by default whatever it does not name."""
+    get_logger("a").disabled = True
+    assert not get_logger("a").disabled
+
+
+def test_a_module_that_dict_config_imports_may_ask_for_its_logger(tmp_path: Path) -> None:
+    """GIVEN another thread in its first call WHEN both warn and set up THEN nobody waits for ever.
+
+    In a process of its own, where a deadline tells.
+    """
+    script = """
+import faulthandler, logging.config, os, threading
+from foundry_log.logger import get_logger, shutdown_logging
+faulthandler.dump_traceback_later(20, exit=True)
+del os.environ["APP_NAME_FOR_LOGGER"]
+warning, configuring = threading.Event(), threading.Event()
+class Waits(logging.Filter):
+    def filter(self, record):
+        warning.set()
+        configuring.wait()
+        return True
+logging.getLogger("foundry_log.logger").addFilter(Waits())
+def make():
+    configuring.set()
+    get_logger("plugin")
+    return logging.NullHandler()
+thread = threading.Thread(target=get_logger, args=("first",))
+thread.start()
+warning.wait()
+logging.config.dictConfig({
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"plugin": {"()": make}},
+    "root": {"handlers": ["plugin"]},
+})
+thread.join()
+shutdown_logging()
+print("ended")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.stdout == "ended\n", done.stderr
+
+
+def test_a_thread_that_collects_garbage_as_it_begins_waits_for_nobody(tmp_path: Path) -> None:
+    """GIVEN a dropped handler in a cycle THEN its end, which takes logging's lock, comes later.
+
+    In a process of its own, where a deadline tells.
+    """
+    script = """
+import faulthandler, gc, logging, threading
+from foundry_log.logger import get_logger, shutdown_logging
+faulthandler.dump_traceback_later(20, exit=True)
+get_logger("a")
+shutdown_logging()
+begin = threading.Thread._set_ident
+def busy(self):
+    kept = [[] for _ in range(200_000)]  # enough for a collection
+    begin(self)
+threading.Thread._set_ident = busy
+gc.collect()
+gc.set_threshold(100_000)
+dropped = logging.NullHandler()
+dropped.cycle = dropped
+del dropped
+get_logger("a")
+assert gc.isenabled()
+shutdown_logging()
+print("ended")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.stdout == "ended\n", done.stderr
+
+
+def test_a_shutdown_does_not_wait_with_the_lock_that_a_thread_needs(tmp_path: Path) -> None:
+    """GIVEN a thread that logs inside `dictConfig` WHEN it is shut down THEN both come to an end.
+
+    In a process of its own, where a deadline tells.
+    """
+    script = """
+import faulthandler, logging, threading
+from foundry_log.files.locks import logging_lock
+from foundry_log.logger import get_logger, shutdown_logging
+faulthandler.dump_traceback_later(20, exit=True)
+get_logger("a")
+handler, = logging.getLogger().handlers
+handler.acquire()  # whoever writes, and asks `logging` for something
+thread = threading.Thread(target=shutdown_logging)
+thread.start()
+while handler in logging.getLogger().handlers:
+    pass
+with logging_lock:
+    handler.release()
+thread.join()
+print("ended")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.stdout == "ended\n", done.stderr
+
+
+def test_the_thread_prunes_after_a_rotation(logs: Path) -> None:
+    """And not the call that logs first after midnight."""
+    logs.mkdir()
+    first, second = (logs / f"shop-gone__2001-01-0{day}.log" for day in (1, 2))
+    first.write_text("old\n")
+    logger = get_logger("a")
+    logger.info("line")
+    until(lambda: not first.exists(), "the pruning of a new process")
+    second.write_text("old\n")
+    (handler,) = file_handlers()
+    assert handler.after_rotating is not None
+    handler.clock = lambda: time.time() + 2 * 86_400
+    logger.info("next day")
+    until(lambda: not second.exists(), "the pruning after a rotation")
 
 
 def test_configure_and_get_logger_go_together(

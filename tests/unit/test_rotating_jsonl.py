@@ -1164,7 +1164,7 @@ signal.setitimer(signal.ITIMER_REAL, 0.0005)
 until = time.monotonic() + 1.5
 while time.monotonic() < until:
     log("main")
-signal.setitimer(signal.ITIMER_REAL, 0)
+signal.signal(signal.SIGALRM, signal.SIG_IGN)  # one that is under way sets the timer once more
 handler.close()
 print(counts["main"], counts["signal"], dict(handler.losses), dict(handler.failed_rotations))
 """
@@ -1179,6 +1179,73 @@ print(counts["main"], counts["signal"], dict(handler.losses), dict(handler.faile
     assert int(signals) > 100
     assert found == Counter(expected)
     assert reader.skipped == 0
+
+
+def test_a_signal_handler_that_closes_the_file_anywhere_in_a_write_loses_nothing(
+    path: Path,
+) -> None:
+    """The write that it interrupts comes to its end first; the next record opens the file again."""
+    script = """
+import logging, signal, sys, time
+from foundry_log import RotatingJsonlHandler
+handler = RotatingJsonlHandler(sys.argv[1], maxBytes=20_000, stable_names=True)
+closed = 0
+def on_signal(*_):
+    global closed
+    closed += 1
+    handler.close()
+    assert handler._turn.is_taken or not handler._file.is_open
+    signal.setitimer(signal.ITIMER_REAL, 0.0005)
+signal.signal(signal.SIGALRM, on_signal)
+signal.setitimer(signal.ITIMER_REAL, 0.0005)
+until, count = time.monotonic() + 1, 0
+while time.monotonic() < until:
+    handler.handle(logging.makeLogRecord({"msg": str(count)}))
+    count += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+handler.close()
+assert not handler._file.is_open
+print(count, closed, dict(handler.losses), dict(handler.failed_rotations))
+"""
+    done = run_alone(script, path)
+    assert (done.returncode, done.stderr) == (0, "")
+    count, closed, *lost = done.stdout.split(maxsplit=2)
+    assert lost == ["{} {}\n"]
+    assert int(closed) > 100
+    found = [int(entry["message"]) for entry in read_jsonl(path)]
+    assert sorted(found) == list(range(int(count)))
+
+
+def test_a_close_inside_of_a_write_is_done_when_the_write_is(make: Make, path: Path) -> None:
+    """What the same signal handler logs after it opens the file once more."""
+    handler = make()
+    seen = []
+
+    class Closes(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return str(record.msg)
+
+    def close_inside(name: str) -> str:
+        handler.close()
+        seen.append(handler._file.is_open)
+        return name
+
+    handler.setFormatter(Closes())
+    handler.maxBytes, handler.backupCount, handler.namer = 5, 1, close_inside
+    log(handler, "one", "two two")
+    assert seen[0]
+    assert not handler._file.is_open
+    assert path.read_text() == "two two\n"
+    assert not handler.losses
+
+
+def test_a_torn_last_line_does_not_make_an_old_file_new(make: Make, path: Path) -> None:
+    """GIVEN a file of last week whose writer was killed WHEN it is opened THEN it is rotated."""
+    path.write_text("old\ntorn")
+    os.utime(path, (time.time() - 7 * 86_400,) * 2)
+    handler = make(when="midnight", stable_names=True)
+    log(handler, "today")
+    assert path.read_text() == "today\n"
 
 
 @pytest.mark.parametrize("hook", ["namer", "rotator"])
