@@ -195,6 +195,8 @@ args = ({str(run)!r}, {store.as_uri()!r})
 def test_the_child_of_a_fork_ships_nothing_and_ends(program: str, store: Path) -> None:
     """GIVEN a fork WHEN the child ends and then the parent THEN the parent ships, once."""
     code = program + (
+        "import warnings\n"
+        "warnings.simplefilter('ignore')  # of Python 3.12: it has threads\n"
         "pid = os.fork()\n"
         "if pid == 0:\n"
         "    log.info('child')\n"
@@ -317,6 +319,7 @@ def test_what_is_open_still_is_said(run: Path, store: Path) -> None:
     assert [line for line in told if "metrics.jsonl is open here" in line]
 
 
+@pytest.mark.services
 def test_a_server_that_never_answers_is_waited_for_once(run: Path, program: str) -> None:
     """GIVEN a deadline WHEN session and program end THEN one warning says what to do."""
     pytest.importorskip(
