@@ -77,19 +77,18 @@ def scans(clock: Callable[[], int], count: int = 0) -> Start:
         found = 0
 
         def opened(folder: Path, steps: range) -> LogMonitorService:
-            store = LocalStore(str(directory / "store"))
-            register = Register(str(folder / "register.sqlite"), store.url)
-            for path in files_of(folder / "logs", steps, size=16):
-                shipped = Shipped(b"0" * 16, os.path.basename(path), path, time.time())
-                register.add(Identity.of(os.lstat(path)), shipped)
-            register.close()
             monitor = LogMonitorService(
                 folder / "logs",
-                store=store,
+                store=LocalStore(str(directory / "store")),
                 whole_directory=True,
                 register=folder / "register.sqlite",
                 retention_days=None,
             )
+            register = Register(monitor.register_path, monitor.destination)
+            for path in files_of(folder / "logs", steps, size=16):
+                shipped = Shipped(b"0" * 16, os.path.basename(path), path, time.time())
+                register.add(Identity.of(os.lstat(path)), shipped)
+            register.close()
             expect(loop.run_until_complete(monitor.initialize(scans=False)), "no monitor")
             return monitor
 
