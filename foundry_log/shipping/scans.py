@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -166,9 +165,12 @@ class Scans:
 
     def _tell_unreadable(self, file: LogFile) -> None:
         """Say that a file may be in use for ever, since nobody here can look at its lock."""
-        if not os.access(file.path, os.R_OK):
-            error = PermissionError(errno.EACCES, os.strerror(errno.EACCES), file.path)
+        try:
+            os.close(os.open(file.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
+        except PermissionError as error:
             self._failures.tell(error, "opening", file.path)
+        except OSError:
+            pass  # gone, or gone on, since it was found
 
     def _retired(self, file: LogFile, now: float, tally: Tally) -> LogFile | None:
         try:

@@ -56,7 +56,7 @@ def test_a_directory_gets_all_that_was_acknowledged(tmp_path: Path) -> None:
 def test_a_directory_gets_all_that_was_acknowledged_for_long(tmp_path: Path) -> None:
     """The same with many times as many kills."""
     target = Target((tmp_path / "store").as_uri())
-    assert_all_is_there(run_round(tmp_path, target, 40, random.Random(2)))
+    assert_all_is_there(run_round(tmp_path, target, 25, random.Random(2)))
 
 
 @pytest.mark.long
@@ -64,10 +64,10 @@ def test_a_directory_gets_all_that_was_acknowledged_for_long(tmp_path: Path) -> 
 def test_azure_gets_all_that_was_acknowledged(azurite: Any, tmp_path: Path) -> None:
     """
     GIVEN: the same writers and shippers, and a server behind a connection with faults
-    WHEN: requests are refused, cut off, or lose their answers, and fifty processes are killed
+    WHEN: requests are refused, cut off, or lose their answers, and thirty processes are killed
     THEN: each record is in the store, each file once, and nothing is missing there.
     """
-    assert_all_is_there(azurite_round(azurite, tmp_path, 50, random.Random(3)))
+    assert_all_is_there(azurite_round(azurite, tmp_path, 30, random.Random(3)))
 
 
 # --- what the kills have found ---
