@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from foundry_log.extras import import_extra
-from foundry_log.shipping.addresses import Destination, parse_destination
+from foundry_log.shipping.addresses import parse_destination
 from foundry_log.shipping.azure_store import AzureStore
 from foundry_log.shipping.local_store import LocalStore
 from foundry_log.shipping.store import BlobStore
@@ -33,22 +34,30 @@ def store_at(to: str, credential: Any = None) -> tuple[BlobStore, str]:
         return LocalStore(destination.directory), ""
     # Here and not when it is needed: that may be on a thread, and a fork would not wait for it.
     import_extra("azure.storage.blob.aio", "azure", "shipping to Azure Blob Storage")
-    credential = credential or destination.credential or _from_environment(destination)
+    credential = (
+        credential
+        or destination.credential
+        or credential_from_environment(destination.account_url, os.environ)
+    )
     store = AzureStore(destination.account_url, destination.container, credential)
     return store, destination.prefix
 
 
-def _from_environment(destination: Destination) -> str | None:
+def credential_from_environment(account_url: str, environment: Mapping[str, str]) -> str | None:
+    """Return the signature or account key that the environment has, None for none.
+
+    What a connection string of another account holds is none.
+    """
     fields = dict(
         part.split("=", 1)
-        for part in os.environ.get("AZURE_STORAGE_CONNECTION_STRING", "").split(";")
+        for part in environment.get("AZURE_STORAGE_CONNECTION_STRING", "").split(";")
         if "=" in part
     )
-    if fields.get("AccountName") not in _account_names(destination.account_url):
+    if fields.get("AccountName") not in _account_names(account_url):
         fields = {}  # of another account
     candidates = (
-        os.environ.get("AZURE_STORAGE_SAS_TOKEN"),
-        os.environ.get("AZURE_STORAGE_KEY"),
+        environment.get("AZURE_STORAGE_SAS_TOKEN"),
+        environment.get("AZURE_STORAGE_KEY"),
         fields.get("AccountKey"),
         fields.get("SharedAccessSignature"),
     )
