@@ -122,6 +122,7 @@ class MetricsLogger:
         self._path = Path(os.path.abspath(self.metrics_file))  # the process may change directory
         self._index = _Index(self._path, self._handler)
         self._attempt: int | None = None  # before the first entry
+        self._numbering = thread_lock()  # held from a number's choice until its line is written
         self._spike_z = spike_z
         self._latest = LatestStep()
         self._alarms = MetricAlarms(spike_z)
@@ -166,6 +167,22 @@ class MetricsLogger:
             alarms = self._alarms.check(number, values)
             if alarms:
                 self._raise_alarms(alarms, entry)
+
+    def log_next(self, metrics: Mapping[str, Any]) -> int:
+        """Log metrics of what has no step of its own, such as a request; return the step they got.
+
+        It is the one behind the highest that this logger has logged or the last 100 entries of the
+        file show, from 1; the epoch is 0. Thread-safe; several processes that number so have a file
+        each (`rank_files`, or a directory for each).
+        """
+        if self._is_silent:
+            return 0
+        with self._numbering:
+            if self._attempt is None:
+                self._joined()
+            step = int(max(self._latest.number, 0)) + 1
+            self.log_step(step, 0, metrics)
+        return step
 
     def log_epoch_summary(
         self, epoch: int, summary: Mapping[str, Any], step: int | None = None

@@ -15,10 +15,10 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from foundry_log.backoff import Pace
 from foundry_log.handlers.losses import cause_of
 from foundry_log.shipping.addresses import scrubbed
 from foundry_log.shipping.azure_store import AzureStore
-from foundry_log.shipping.backoff import Pace
 from foundry_log.shipping.content import ChangedError
 from foundry_log.shipping.delivery import Delivery, FileInUseError, Receipt, UploadJob, told
 from foundry_log.shipping.store import BlobStore, StoreError, check_blob_name

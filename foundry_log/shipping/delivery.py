@@ -10,9 +10,9 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from foundry_log.backoff import Pace
 from foundry_log.files import locks
 from foundry_log.shipping.addresses import scrubbed
-from foundry_log.shipping.backoff import Pace
 from foundry_log.shipping.content import BLOCK, Content
 from foundry_log.shipping.identity import Identity
 from foundry_log.shipping.store import (

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foundry_log.shipping.backoff import MAX_ASKED_S, MAX_WAIT_S, Pace, wait_s
+from foundry_log.backoff import MAX_ASKED_S, MAX_WAIT_S, Pace, wait_s
 
 pytestmark = pytest.mark.unit
 

@@ -1,10 +1,10 @@
-"""How long to wait before a store that failed is asked again, and who waits with the one it failed.
+"""How long to wait before a server that failed is asked again, and who waits with the one failed.
 
     base = min(60, 1 + delay · 2^attempt)                  seconds; attempts count from 0
-    wait = max(asked, base / 2) + random · base / 2        `asked` by the store, at most 300
+    wait = max(asked, base / 2) + random · base / 2        `asked` by the server, at most 300
 
 So a wait is `base` at most and half of it at least, spread evenly ("equal jitter", Marc Brooker,
-"Exponential Backoff And Jitter", 2015), and a store that asks for more time is never asked sooner.
+"Exponential Backoff And Jitter", 2015), and a server that asks for more time is never asked sooner.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import time
 from collections.abc import Awaitable, Callable
 
 MAX_WAIT_S = 60.0
-"""Seconds at most that are waited where the store asks for no more."""
+"""Seconds at most that are waited where the server asks for no more."""
 MAX_ASKED_S = 300.0
-"""Seconds at most that a store may ask for."""
+"""Seconds at most that a server may ask for."""
 _MAX_DOUBLINGS = 64  # far above the cap, far below what a float can hold
 
 
@@ -34,7 +34,7 @@ def wait_s(
     Args:
         attempt: how many failed before it, from 0.
         delay_s: what is doubled, 0 or more.
-        asked_s: seconds that the store asks to wait; None, NaN and below 0 count as 0.
+        asked_s: seconds that the server asks to wait; None, NaN and below 0 count as 0.
         random: gives numbers from 0 up to 1.
     """
     half = min(MAX_WAIT_S, 1 + delay_s * 2.0 ** min(attempt, _MAX_DOUBLINGS)) / 2
@@ -43,10 +43,10 @@ def wait_s(
 
 
 class Pace:
-    """When a store may be asked, for all who ask it together. Used from one event loop.
+    """When a server may be asked, for all who ask it together. Used from one event loop.
 
-    A failure makes the one it happens to wait. It makes all of them wait where the store says how
-    long, or where nobody has succeeded since the failure before: then it is the store that
+    A failure makes the one it happens to wait. It makes all of them wait where the server says how
+    long, or where nobody has succeeded since the failure before: then it is the server that
     struggles, and not one request.
 
     Args:
@@ -77,7 +77,7 @@ class Pace:
             await self._sleep(left_s)
 
     def succeeded(self) -> None:
-        """Note that the store did what it was asked for."""
+        """Note that the server did what it was asked for."""
         self._failures_in_a_row = 0
 
     def failed(self, attempt: int, asked_s: float | None = None) -> float:
@@ -85,7 +85,7 @@ class Pace:
 
         Args:
             attempt: of the one it happened to, from 0.
-            asked_s: seconds that the store asks to wait, None where it asks for nothing.
+            asked_s: seconds that the server asks to wait, None where it asks for nothing.
         """
         self._failures_in_a_row += 1
         not_before = self._clock() + wait_s(attempt, self._delay_s, asked_s, random=self._random)

@@ -1,0 +1,83 @@
+"""What the services say of their work: records, lines of metrics, errors; and what they leave out.
+
+Fields that a stretch of work shares (`request_id`, `application`, `model`, `message_id`) are bound
+by `foundry_log.bound` round it, so that records, metrics and errors carry them, those of the user's
+own code in between too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from foundry_log.encoding import to_plain
+from foundry_log.error_tracker import ErrorTracker
+from foundry_log.metrics import MetricsLogger
+from foundry_log.redaction import Redactor
+from foundry_log.services.loggable import loggable
+
+_redactor = Redactor()
+
+
+class Observer:
+    """Says what one service does, without secrets, and without bodies unless they are asked for.
+
+    It never raises. Thread-safe.
+
+    Args:
+        logger: for its records.
+        metrics: gets a line for each call of `measure`; None for none.
+        errors: gets what fails; None for ERROR records of `logger` alone.
+        logs_bodies: whether `body` logs.
+    """
+
+    def __init__(
+        self,
+        logger: logging.Logger,
+        metrics: MetricsLogger | None = None,
+        errors: ErrorTracker | None = None,
+        *,
+        logs_bodies: bool = False,
+    ) -> None:
+        self._logger = logger
+        self._metrics = metrics
+        self._errors = errors
+        self._logs_bodies = logs_bodies
+
+    def say(self, level: int, message: str, /, **fields: Any) -> None:
+        """Log a message whose keywords are context, secrets blanked."""
+        if self._logger.isEnabledFor(level):
+            self._logger.log(
+                level, "%s", _redactor.text(message), extra=_context(fields), stacklevel=2
+            )
+
+    def measure(self, **figures: float) -> None:
+        """Write one line of metrics, numbered on; the fields of scopes stand beside them."""
+        if self._metrics is not None:
+            self._metrics.log_next(figures)
+
+    def failed(self, message: str, error: BaseException, /, **fields: Any) -> None:
+        """Log an error with its traceback, without secrets and without what a body held."""
+        told = loggable(error)
+        if self._errors is not None:
+            self._errors.log_error(told, {"during": message, **fields})
+            return
+        self._logger.error(
+            "%s", _redactor.text(message), exc_info=told, extra=_context(fields), stacklevel=2
+        )
+
+    def body(self, message: str, body: Any, /) -> None:
+        """Log a prompt, a reply or a message at DEBUG where that was asked for, secrets blanked."""
+        if self._logs_bodies and self._logger.isEnabledFor(logging.DEBUG):
+            self._logger.debug(
+                "%s", message, extra={"body": _redactor.value(to_plain(body))}, stacklevel=2
+            )
+
+
+def _context(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _clean(value) for name, value in fields.items() if value is not None}
+
+
+def _clean(value: Any) -> Any:
+    return _redactor.text(value) if type(value) is str else value
