@@ -61,7 +61,8 @@ def _faults(error: ValidationError) -> str:
     ]
     if len(faults) > MAX_SHOWN:
         shown.append(f"and {len(faults) - MAX_SHOWN} more")
-    return f"{len(faults)} faults in {error.title}: {'; '.join(shown)}"
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    return f"{count} in {error.title}: {'; '.join(shown)}"
 
 
 def _facts(error: BaseException) -> str:

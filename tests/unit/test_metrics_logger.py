@@ -14,6 +14,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -1462,3 +1463,40 @@ def test_tensors_of_a_step_are_read_together(metrics_logger: MetricsLogger) -> N
     metrics_logger.log_epoch_summary(0, values)
     step, summary = lines(metrics_logger.metrics_file)
     assert step["metrics"] == summary["summary"] == {"loss": 0.5, "n": 3, "list": [1], "x": 2.0}
+
+
+class TestNumbering:
+    """`log_next`: metrics of what has no step of its own."""
+
+    def test_the_steps_rise_from_one(self, metrics_logger: MetricsLogger) -> None:
+        """Each call is told its number."""
+        assert [metrics_logger.log_next({"latency_s": 0.5}) for _ in range(3)] == [1, 2, 3]
+        history = metrics_logger.get_metrics_history()
+        assert [(entry["step"], entry["epoch"]) for entry in history] == [(1, 0), (2, 0), (3, 0)]
+
+    def test_a_process_that_comes_later_goes_on(
+        self, metrics_logger: MetricsLogger, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A service that was restarted has one stream, and no step comes late."""
+        for _ in range(3):
+            metrics_logger.log_next({"latency_s": 0.5})
+        again = MetricsLogger("test_exp", tmp_path)
+        with caplog.at_level(logging.WARNING):
+            assert again.log_next({"latency_s": 0.5}) == 4
+        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+        again.close()
+
+    def test_it_goes_on_behind_a_step_that_was_given(self, metrics_logger: MetricsLogger) -> None:
+        """Both ways of logging share the numbers."""
+        metrics_logger.log_step(41, 0, {"loss": 1.0})
+        assert metrics_logger.log_next({"latency_s": 0.5}) == 42
+
+    def test_threads_get_a_number_each_and_none_comes_late(
+        self, metrics_logger: MetricsLogger, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The number is given and written in one go."""
+        with caplog.at_level(logging.WARNING), ThreadPoolExecutor(8) as pool:
+            numbers = list(pool.map(lambda _: metrics_logger.log_next({"x": 1}), range(400)))
+        assert sorted(numbers) == list(range(1, 401))
+        assert [entry["step"] for entry in metrics_logger.get_metrics_history()] == sorted(numbers)
+        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
