@@ -173,7 +173,14 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("workload", COMPARISONS)
+QUICK = {"structured", "log_step", "ship_queue"}
+"""Workloads that every run of the suite tries; the others take a minute together."""
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.long]) for name in COMPARISONS],
+)
 def test_each_workload_runs_and_every_output_is_right(workload: str, tmp_path: Path) -> None:
     """A few operations of each contender that is installed; the table has what the JSON has."""
     counts = COUNTS.get(workload, ["--count", "30"])

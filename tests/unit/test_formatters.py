@@ -26,7 +26,7 @@ from foundry_log import (
     decode_line,
 )
 from foundry_log.formatters import EntryFormatter
-from foundry_log.records import TEXT, entry_record, structured
+from foundry_log.records import RESERVED, TEXT, entry_record, structured
 
 pytestmark = pytest.mark.unit
 
@@ -151,7 +151,7 @@ class TestJsonLine:
     ) -> None:
         """Any message, arguments that fit or not, any extra: no exception and nothing missing."""
         made = record(message, tuple(args))
-        extra = {name: value for name, value in extra.items() if name not in made.__dict__}
+        extra = {name: value for name, value in extra.items() if name not in RESERVED}
         made.__dict__.update(extra)
         fields = line(JsonFormatter(context_key=context_key), made)
 
