@@ -1,4 +1,4 @@
-"""Logging for training runs, on top of the standard library's `logging`.
+"""Logging for training runs and services, on top of the standard library's `logging`.
 
 Everything a run says is a LogRecord: messages, steps, errors, timings. See the README.
 
@@ -11,13 +11,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 _HOME = {
     "AsyncBlobStorageUploader": "shipping.blob_storage",
+    "AsyncServiceBusHandler": "services.service_bus",
+    "AzureOpenAIService": "services.azure_openai_service",
     "BackgroundHandler": "handlers.background",
     "ConsoleFormatter": "text_formatters",
     "ConsoleHandler": "handlers.console",
+    "ContentFilterError": "services.model_errors",
     "ContextFilter": "filters",
     "ErrorTracker": "error_tracker",
     "ExperimentConfig": "config",
@@ -26,9 +29,11 @@ _HOME = {
     "LoggingConfig": "config",
     "LoggingSession": "session",
     "MetricsLogger": "metrics",
+    "OutputLengthError": "services.model_errors",
     "PerformanceLogger": "performance",
     "PlainFormatter": "text_formatters",
     "RedactingFilter": "filters",
+    "RejectMessage": "services.service_bus",
     "RotatingJsonlHandler": "handlers.rotating_jsonl",
     "RunDirectory": "run_directory",
     "ShippingHandler": "shipping.handler",
@@ -36,6 +41,8 @@ _HOME = {
     "StructuredLogger": "adapters",
     "SystemMonitor": "system_metrics",
     "TensorBoardHandler": "sinks.tensorboard",
+    "TokenBudgetError": "services.model_errors",
+    "TokenClient": "services.token_client",
     "Trainer": "training.trainer",
     "WandbHandler": "sinks.wandb",
     "Watchdog": "watchdog",
@@ -48,13 +55,18 @@ _HOME = {
     "get_logger": "logger",
     "read_jsonl": "jsonl",
     "shutdown_logging": "logger",
+    "with_token_limit_retry": "services.retry_helpers",
+    "with_token_limit_retry_decorator": "services.retry_helpers",
 }
 
 __all__ = [
     "AsyncBlobStorageUploader",
+    "AsyncServiceBusHandler",
+    "AzureOpenAIService",
     "BackgroundHandler",
     "ConsoleFormatter",
     "ConsoleHandler",
+    "ContentFilterError",
     "ContextFilter",
     "ErrorTracker",
     "ExperimentConfig",
@@ -63,9 +75,11 @@ __all__ = [
     "LoggingConfig",
     "LoggingSession",
     "MetricsLogger",
+    "OutputLengthError",
     "PerformanceLogger",
     "PlainFormatter",
     "RedactingFilter",
+    "RejectMessage",
     "RotatingJsonlHandler",
     "RunDirectory",
     "ShippingHandler",
@@ -73,6 +87,8 @@ __all__ = [
     "StructuredLogger",
     "SystemMonitor",
     "TensorBoardHandler",
+    "TokenBudgetError",
+    "TokenClient",
     "Trainer",
     "WandbHandler",
     "Watchdog",
@@ -85,6 +101,8 @@ __all__ = [
     "get_logger",
     "read_jsonl",
     "shutdown_logging",
+    "with_token_limit_retry",
+    "with_token_limit_retry_decorator",
 ]
 
 if TYPE_CHECKING:
@@ -104,6 +122,18 @@ if TYPE_CHECKING:
     from foundry_log.performance import PerformanceLogger
     from foundry_log.plain_loggers import fast_loggers
     from foundry_log.run_directory import RunDirectory
+    from foundry_log.services.azure_openai_service import AzureOpenAIService
+    from foundry_log.services.model_errors import (
+        ContentFilterError,
+        OutputLengthError,
+        TokenBudgetError,
+    )
+    from foundry_log.services.retry_helpers import (
+        with_token_limit_retry,
+        with_token_limit_retry_decorator,
+    )
+    from foundry_log.services.service_bus import AsyncServiceBusHandler, RejectMessage
+    from foundry_log.services.token_client import TokenClient
     from foundry_log.session import LoggingSession, configure
     from foundry_log.shipping.blob_storage import AsyncBlobStorageUploader
     from foundry_log.shipping.handler import ShippingHandler

@@ -12,6 +12,7 @@ from foundry_log import __version__
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _USAGE = 2  # as argparse
+_LAST_PORT = 65_535
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +66,27 @@ def _ship(options: argparse.Namespace) -> int:
         return _USAGE
 
 
-_COMMANDS = {"demo": _demo, "ship": _ship}
+def _budget_server(options: argparse.Namespace) -> int:
+    from foundry_log import serve
+
+    try:
+        return serve.serve(
+            serve.ServeOptions(
+                host=options.host,
+                port=options.port,
+                tpm=options.tpm,
+                rpm=options.rpm,
+                lock_ttl_s=options.lock_ttl,
+                token_file=options.token_file and Path(options.token_file),
+                log_dir=options.log_dir and Path(options.log_dir),
+            )
+        )
+    except (ImportError, serve.UsageError) as error:
+        print(f"foundry-log budget-server: error: {error}", file=sys.stderr)
+        return _USAGE
+
+
+_COMMANDS = {"demo": _demo, "ship": _ship, "budget-server": _budget_server}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         help="such as cpu or cuda:0 (default: a GPU where there is one, otherwise the CPU)",
     )
     _add_ship(commands)
+    _add_budget_server(commands)
     return parser
 
 
@@ -153,6 +175,62 @@ def _add_ship(commands: Any) -> None:
         metavar="FILE",
         help="where to note what was sent (default: .foundry_log_shipping.sqlite in DIR)",
     )
+
+
+def _add_budget_server(commands: Any) -> None:
+    server = commands.add_parser(
+        "budget-server",
+        help="share a budget of tokens and requests per minute among processes",
+        description="Serve a budget of tokens and requests per minute over HTTP, in memory, for "
+        "the clients of a model. Prints its address when it is ready. Goes on until SIGTERM or "
+        "Ctrl-C, and then answers the requests that are at hand.",
+    )
+    server.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="where to listen (default: 127.0.0.1, this machine alone)",
+    )
+    server.add_argument(
+        "--port", type=_port, default=8001, help="0 for any that is free (default: 8001)"
+    )
+    server.add_argument(
+        "--tpm",
+        type=_positive,
+        metavar="N",
+        help="tokens per minute (default: APP_TPM_QUOTA, or 128000)",
+    )
+    server.add_argument(
+        "--rpm",
+        type=_positive,
+        metavar="N",
+        help="requests per minute (default: APP_RPM_QUOTA, or 250)",
+    )
+    server.add_argument(
+        "--lock-ttl",
+        type=_above_zero,
+        default=300.0,
+        metavar="S",
+        help="seconds after which a lock that nobody settled gives its tokens back (default: 300)",
+    )
+    server.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="holds the bearer token that callers have to send (default: COUNTER_APP_TOKEN; "
+        "without both anybody may call)",
+    )
+    server.add_argument(
+        "--log-dir",
+        metavar="DIR",
+        help="for run.log, run.jsonl, metrics.jsonl and errors.jsonl, a directory of its own "
+        "(default: records go to standard error alone)",
+    )
+
+
+def _port(text: str) -> int:
+    number = int(text) if text.isascii() and text.isdigit() else -1
+    if not 0 <= number <= _LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port from 0 to {_LAST_PORT}")
+    return number
 
 
 def _above_zero(text: str) -> float:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from foundry_log.handlers.console import ConsoleHandler
 from foundry_log.shipping.destinations import store_at
 from foundry_log.shipping.handler import RETRY_S, set_within
 from foundry_log.shipping.log_monitor import LogMonitorService
 from foundry_log.shipping.register import RegisterError
-from foundry_log.text_formatters import ConsoleFormatter
+from foundry_log.terminal import stop_request, told_on_stderr
 
 PROGRESS_EVERY_S = 0.2
 _FAILED = 1
@@ -72,7 +70,7 @@ def ship(options: ShipOptions) -> int:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-    with _told_on_stderr():
+    with told_on_stderr(_log):
         try:
             return asyncio.run(_ship(monitor, options))
         except RegisterError as error:
@@ -82,7 +80,7 @@ def ship(options: ShipOptions) -> int:
 async def _ship(monitor: LogMonitorService, options: ShipOptions) -> int:
     if options.dry_run:
         return await _tell_plan(monitor, options)
-    stop = _stop_request()
+    stop = stop_request(_log, "what is under way is finished")
     while not await monitor.initialize(scans=not options.once):
         if options.once or await set_within(stop, RETRY_S):
             return _FAILED
@@ -114,36 +112,6 @@ async def _tell_plan(monitor: LogMonitorService, options: ShipOptions) -> int:
     for line in plan:
         print(line)
     return 0
-
-
-def _stop_request() -> asyncio.Event:
-    """Return what the first SIGTERM or SIGINT sets; a second one ends the process as usual."""
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-
-    def on_signal(number: int) -> None:
-        _log.info("stopping, %s: what is under way is finished", signal.Signals(number).name)
-        loop.remove_signal_handler(number)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
-    return stop
-
-
-@contextlib.contextmanager
-def _told_on_stderr() -> Iterator[None]:
-    """Show what shipping says on standard error alone."""
-    handler = ConsoleHandler()
-    handler.setFormatter(ConsoleFormatter())
-    before = (_log.level, _log.propagate)
-    _log.addHandler(handler)
-    _log.setLevel(logging.INFO)
-    _log.propagate = False
-    try:
-        yield
-    finally:
-        _log.removeHandler(handler)
-        _log.level, _log.propagate = before
 
 
 @contextlib.asynccontextmanager

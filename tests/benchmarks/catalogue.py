@@ -13,6 +13,7 @@ from tests.benchmarks import (
     records,
     rotation,
     selftest,
+    services,
     setups,
     shipping,
     threads,
@@ -47,6 +48,10 @@ _STANDARD: tuple[Workload, ...] = (
     shipping.SHIP_QUEUE,
     shipping.SHIP_SMALL,
     shipping.SHIP_LARGE,
+    services.BUDGET,
+    services.MODEL,
+    services.BUS,
+    services.BUS_MEMORY,
     memory.MEMORY,
 )
 

@@ -179,6 +179,10 @@ class MemoryReport:
 
     name: str
     count: int
+    what: str = (
+        "steps of log_step twice, two timing blocks and now and then records, statistics, alarms, "
+        "errors"
+    )
     figures: dict[str, Any] = field(default_factory=dict)
     failed: str = ""
 
@@ -199,8 +203,7 @@ class MemoryReport:
 
     def text(self) -> str:
         """Return memory at the start, at a tenth of the steps and at the end."""
-        head = f"{self.name}: {self.count:,} steps of log_step twice, two timing blocks and now and"
-        lines = [f"{head} then records, statistics, alarms, errors"]
+        lines = [f"{self.name}: {self.count:,} {self.what}"]
         if self.failed:
             return "\n".join([*lines, f"FAILED   foundry_log: {self.failed}"])
         samples = self.figures["samples"]

@@ -62,14 +62,17 @@ LAYERS = (
     # wings
     {"training.*", "shipping.*", "services.*"},
     # command line
-    {"demo", "ship", "cli"},
+    {"demo", "ship", "serve", "terminal", "cli"},
 )
 
 PUBLIC = {
     "AsyncBlobStorageUploader",
+    "AsyncServiceBusHandler",
+    "AzureOpenAIService",
     "BackgroundHandler",
     "ConsoleFormatter",
     "ConsoleHandler",
+    "ContentFilterError",
     "ContextFilter",
     "ErrorTracker",
     "ExperimentConfig",
@@ -78,9 +81,11 @@ PUBLIC = {
     "LoggingConfig",
     "LoggingSession",
     "MetricsLogger",
+    "OutputLengthError",
     "PerformanceLogger",
     "PlainFormatter",
     "RedactingFilter",
+    "RejectMessage",
     "RotatingJsonlHandler",
     "RunDirectory",
     "ShippingHandler",
@@ -88,6 +93,8 @@ PUBLIC = {
     "StructuredLogger",
     "SystemMonitor",
     "TensorBoardHandler",
+    "TokenBudgetError",
+    "TokenClient",
     "Trainer",
     "WandbHandler",
     "Watchdog",
@@ -100,6 +107,8 @@ PUBLIC = {
     "get_logger",
     "read_jsonl",
     "shutdown_logging",
+    "with_token_limit_retry",
+    "with_token_limit_retry_decorator",
 }
 
 
