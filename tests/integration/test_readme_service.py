@@ -31,6 +31,10 @@ SERVICE = re.compile(
     r"```python\n(?P<code>(?:(?!```).)*?AsyncServiceBusHandler.*?)```.*?```text\n(?P<lines>.*?)```",
     re.DOTALL,
 )
+BUDGET = re.compile(
+    r"```python\n(?P<code>(?:(?!```).)*?TokenClient.*?)```\n\n```text\n(?P<output>.*?)```",
+    re.DOTALL,
+)
 WITHIN_S = 30.0
 VARYING = ("timestamp", "request_id", "latency_s", "processing_s", "queue_wait_s", "lock_latency_s")
 
@@ -110,3 +114,18 @@ def test_the_service_of_the_readme_runs_and_logs_what_it_says(tmp_path: Path) ->
     assert len(shown) >= 4
     for line in shown:
         assert line in written
+
+
+def test_the_budget_of_the_readme_prints_what_it_says(tmp_path: Path) -> None:
+    """Client, server and retry, in one process."""
+    found = BUDGET.search(README)
+    assert found, "the README has lost its budget"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", found["code"]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=WITHIN_S,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == found["output"]

@@ -83,6 +83,7 @@ def test_the_estimate_is_a_formula_of_bytes() -> None:
     assert estimate("\ud800") == 2
 
 
+@pytest.mark.services
 class TestVocabulary:
     """Counts by bpe-openai."""
 
