@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import json
 import logging
 import re
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +40,7 @@ import openai  # noqa: E402
 from foundry_log.services.budget_server import serving  # noqa: E402
 from foundry_log.services.token_client import TokenClient  # noqa: E402
 from tests import model_server  # noqa: E402
+from tests.event_loops import in_loop  # noqa: E402
 from tests.model_server import ModelServer, model_in_a_thread, running_model  # noqa: E402
 
 pytestmark = [
@@ -49,7 +49,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:open_binary is deprecated"),  # in bpe_openai
 ]
 
-DEADLINE_S = 30
 ASK = [{"role": "user", "content": "Who wrote the first program?"}]
 ADA = {"name": "Ada", "age": 36}
 VARIABLES = {
@@ -88,19 +87,6 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     for name, value in VARIABLES.items():
         monkeypatch.setenv(name, value)
-
-
-def in_loop(test: Callable[..., Awaitable[None]]) -> Any:
-    """Run a test in an event loop of its own, with a deadline."""
-
-    @functools.wraps(test)
-    def run(*args: Any, **fixtures: Any) -> None:
-        async def within_deadline() -> None:
-            await asyncio.wait_for(test(*args, **fixtures), DEADLINE_S)
-
-        asyncio.run(within_deadline())
-
-    return pytest.mark.asyncio(run)
 
 
 @dataclass

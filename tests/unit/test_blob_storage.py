@@ -6,7 +6,6 @@ What needs a server is in `test_blob_storage_azurite.py`.
 from __future__ import annotations
 
 import asyncio
-import functools
 import gc
 import hashlib
 import logging
@@ -40,23 +39,9 @@ from foundry_log.shipping.store import (
     StoreError,
     TemporaryError,
 )
+from tests.event_loops import in_loop
 
 pytestmark = pytest.mark.unit
-
-DEADLINE_S = 20
-
-
-def in_loop(test: Callable[..., Awaitable[None]]) -> Any:
-    """Run a test in an event loop of its own, with a deadline."""
-
-    @functools.wraps(test)
-    def run(*args: Any, **fixtures: Any) -> None:
-        async def within_deadline() -> None:
-            await asyncio.wait_for(test(*args, **fixtures), DEADLINE_S)
-
-        asyncio.run(within_deadline())
-
-    return pytest.mark.asyncio(run)
 
 
 class Clock:

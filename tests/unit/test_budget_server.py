@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import json
 import logging
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import pytest
 from foundry_log import ErrorTracker, MetricsLogger, read_jsonl
 from foundry_log.services import budget_server
 from foundry_log.services.token_budget import TokenBudget
+from tests.event_loops import in_loop
 
 aiohttp = pytest.importorskip(
     "aiohttp", reason="needs test-services: pip install 'foundry_log[test-services]'"
@@ -26,23 +26,9 @@ aiohttp = pytest.importorskip(
 
 pytestmark = [pytest.mark.unit, pytest.mark.services]
 
-DEADLINE_S = 30
 TOKEN = "a-bearer-token-of-the-test"
 LOCK = {"app_id": "app", "token_count": 100}
 JSON = {"Content-Type": "application/json"}
-
-
-def in_loop(test: Callable[..., Awaitable[None]]) -> Any:
-    """Run a test in an event loop of its own, with a deadline."""
-
-    @functools.wraps(test)
-    def run(*args: Any, **fixtures: Any) -> None:
-        async def within_deadline() -> None:
-            await asyncio.wait_for(test(*args, **fixtures), DEADLINE_S)
-
-        asyncio.run(within_deadline())
-
-    return pytest.mark.asyncio(run)
 
 
 class Clock:

@@ -9,7 +9,6 @@ import inspect
 import logging
 import math
 import weakref
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -20,43 +19,14 @@ from foundry_log.services.retry_helpers import (
     with_token_limit_retry,
     with_token_limit_retry_decorator,
 )
+from tests.event_loops import Clock, in_loop
 
 pytestmark = pytest.mark.unit
 
-DEADLINE_S = 20
 DENIAL = "Token limit would be exceeded: 500 tokens asked, 20 of 1000 in 60 s free"
 RATE_DENIAL = "API Rate limit would be exceeded: 0 of 250 requests in 60 s free"
 AT_ONCE = -1.0
 """A reset whose wait is none: the tests of the public functions take no time."""
-
-
-def in_loop(test: Callable[..., Awaitable[None]]) -> Any:
-    """Run a test in an event loop of its own, with a deadline."""
-
-    @functools.wraps(test)
-    def run(*args: Any, **fixtures: Any) -> None:
-        async def within_deadline() -> None:
-            await asyncio.wait_for(test(*args, **fixtures), DEADLINE_S)
-
-        asyncio.run(within_deadline())
-
-    return pytest.mark.asyncio(run)
-
-
-class Clock:
-    """Moves when somebody sleeps, at once."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.waits: list[float] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.waits.append(seconds)
-        self.now += seconds
-        await asyncio.sleep(0)
 
 
 class Budget:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import sys
 import threading
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +36,7 @@ for package in ("azure.servicebus", "azure.identity", "proton"):
 from azure.servicebus import ServiceBusMessage  # noqa: E402 - behind the skip
 
 from tests.amqp_broker import SECRET, Broker, running_broker  # noqa: E402 - behind the skip
+from tests.event_loops import in_loop  # noqa: E402
 
 pytestmark = [pytest.mark.unit, pytest.mark.services]
 
@@ -48,16 +48,6 @@ NOWHERE = (
     "UseDevelopmentEmulator=true;"
 )
 """A bus that nobody listens for."""
-
-
-def in_loop(test: Callable[..., Awaitable[None]]) -> Any:
-    """Run a test in an event loop of its own, with a deadline."""
-
-    @functools.wraps(test)
-    def run(*args: Any, **fixtures: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **fixtures), DEADLINE_S))
-
-    return pytest.mark.asyncio(run)
 
 
 @pytest.fixture

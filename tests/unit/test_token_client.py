@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import gc
 import json
 import logging
@@ -32,6 +31,7 @@ from foundry_log.services import token_client
 from foundry_log.services.budget_server import serving
 from foundry_log.services.token_budget import TokenBudget
 from foundry_log.services.token_client import TokenClient
+from tests.event_loops import Clock, in_loop
 
 pytestmark = [pytest.mark.unit, pytest.mark.services]
 
@@ -43,19 +43,6 @@ NO_JSON = "<html>Sorry</html>"
 LOGGER = "foundry_log.services.token_client"
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def in_loop(test: Callable[..., Awaitable[None]]) -> Any:
-    """Run a test in an event loop of its own, with a deadline."""
-
-    @functools.wraps(test)
-    def run(*args: Any, **fixtures: Any) -> None:
-        async def within_deadline() -> None:
-            await asyncio.wait_for(test(*args, **fixtures), DEADLINE_S)
-
-        asyncio.run(within_deadline())
-
-    return pytest.mark.asyncio(run)
 
 
 @pytest.fixture(autouse=True)
@@ -70,22 +57,6 @@ def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixtur
     """All records of the client."""
     caplog.set_level(logging.DEBUG, LOGGER)
     return caplog
-
-
-class Clock:
-    """Moves when somebody sleeps, at once."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.waits: list[float] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.waits.append(seconds)
-        self.now += seconds
-        await asyncio.sleep(0)
 
 
 class Asked(NamedTuple):
