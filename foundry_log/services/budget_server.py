@@ -370,9 +370,10 @@ class _Edge:
         if (request.content_length or 0) > MAX_BODY:
             raise self.aio.HTTPRequestEntityTooLarge(MAX_BODY, request.content_length)
         try:
-            return await request.read()
+            body: bytes = await request.read()
         except (self.aio.RequestPayloadError, OSError) as error:
             raise _RefusedError(400, "the body has not come in whole") from error
+        return body
 
     def _refusal(
         self, status: int, detail: str, headers: dict[str, str] | None = None
