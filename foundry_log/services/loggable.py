@@ -69,8 +69,8 @@ def _facts(error: BaseException) -> str:
     """Return what an SDK's exception has besides its text."""
     names = ("status_code", "code", "request_id", "n_attempts")
     facts = {name: getattr(error, name, None) for name in names}
-    listed = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
-    return listed or "no further facts"
+    listed = [f"{name} {value}" for name, value in facts.items() if value is not None]
+    return ", ".join([f"said by {type(error).__module__.partition('.')[0]}", *listed])
 
 
 def _chain(error: BaseException) -> list[BaseException]:

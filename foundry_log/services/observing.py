@@ -7,6 +7,7 @@ own code in between too.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +16,10 @@ from foundry_log.encoding import to_plain
 from foundry_log.error_tracker import ErrorTracker
 from foundry_log.metrics import MetricsLogger
 from foundry_log.redaction import Redactor
-from foundry_log.services.loggable import loggable
+from foundry_log.services.loggable import loggable, public_text
 
 _redactor = Redactor()
+_TOLD = "_foundry_told"
 
 
 class Observer:
@@ -58,7 +60,20 @@ class Observer:
             self._metrics.log_next(figures)
 
     def failed(self, message: str, error: BaseException, /, **fields: Any) -> None:
-        """Log an error with its traceback, without secrets and without what a body held."""
+        """Log an error with its traceback, without secrets and without what a body held.
+
+        The traceback is told once: what an error that passes through several services came to in
+        each is a record of its own, with the error's text.
+        """
+        if _is_told(error):
+            reason = f"{type(error).__name__}: {public_text(error)}"
+            self._logger.error(
+                "%s",
+                _redactor.text(message),
+                extra=_context({**fields, "reason": reason}),
+                stacklevel=2,
+            )
+            return
         told = loggable(error)
         if self._errors is not None:
             self._errors.log_error(told, {"during": message, **fields})
@@ -73,6 +88,15 @@ class Observer:
             self._logger.debug(
                 "%s", message, extra={"body": _redactor.value(to_plain(body))}, stacklevel=2
             )
+
+
+def _is_told(error: BaseException) -> bool:
+    """Whether an error has been logged; from now on it has."""
+    if getattr(error, _TOLD, False):
+        return True
+    with contextlib.suppress(Exception):  # a class may take no attributes
+        setattr(error, _TOLD, True)
+    return False
 
 
 def _context(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -112,8 +112,8 @@ def test_texts_of_the_sdks_are_replaced_by_their_facts(name: str) -> None:
     kind = type("RateLimitError", (Exception,), {"__module__": f"{name}.errors"})
     error = kind(BODY)
     error.status_code, error.request_id = 429, "r-1"
-    assert public_text(error) == "status_code 429, request_id r-1"
-    assert public_text(kind(BODY)) == "no further facts"
+    assert public_text(error) == f"said by {name}, status_code 429, request_id r-1"
+    assert public_text(kind(BODY)) == f"said by {name}"
 
 
 def test_secrets_are_blanked_in_any_text_and_note() -> None:

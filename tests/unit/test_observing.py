@@ -108,3 +108,32 @@ def test_errors_are_logged_without_the_body_that_caused_them(
     if tracker:
         assert tracker.get_error_summary() == {"ValidationError": 1}
         tracker.close()
+
+
+def test_the_traceback_of_an_error_is_told_once(lines: Path, tmp_path: Path) -> None:
+    """GIVEN an error that passes two services WHEN both log it THEN the second names it alone."""
+    tracker = ErrorTracker(logging.getLogger(NAME), tmp_path)
+    error = ValueError("no number")
+    for message in ("model call failed", "a message could not be processed"):
+        Observer(logging.getLogger(NAME), None, tracker).failed(message, error)
+
+    first, second = read_jsonl(lines)
+    assert "exception" in first
+    assert (second["level"], second["message"]) == ("ERROR", "a message could not be processed")
+    assert second["context"] == {"reason": "ValueError: no number"}
+    assert "exception" not in second
+    assert tracker.get_error_summary() == {"ValueError": 1}
+    tracker.close()
+
+
+def test_an_error_that_takes_no_attributes_is_told_each_time(lines: Path) -> None:
+    """Nothing is raised, and nothing is left out."""
+
+    class FixedError(Exception):
+        def __setattr__(self, name: str, value: object) -> None:
+            raise TypeError("fixed")
+
+    error = FixedError("no")
+    for _ in range(2):
+        Observer(logging.getLogger(NAME)).failed("failed", error)
+    assert ["exception" in line for line in read_jsonl(lines)] == [True, True]
