@@ -122,7 +122,8 @@ class MetricsLogger:
         self._path = Path(os.path.abspath(self.metrics_file))  # the process may change directory
         self._index = _Index(self._path, self._handler)
         self._attempt: int | None = None  # before the first entry
-        self._numbering = thread_lock()  # held from a number's choice until its line is written
+        self._numbering = thread_lock()  # held while a number is chosen
+        self._given: set[int] = set()  # chosen, and not yet logged
         self._spike_z = spike_z
         self._latest = LatestStep()
         self._alarms = MetricAlarms(spike_z)
@@ -161,6 +162,8 @@ class MetricsLogger:
             if number > latest.number:
                 latest.number = number
                 latest.metrics = values
+            elif number in self._given:
+                self._given.discard(number)
             elif latest.is_late(number, values):
                 self._say_late(number, latest.number)
         if type(values) is dict:
@@ -181,7 +184,9 @@ class MetricsLogger:
             if self._attempt is None:
                 self._joined()
             step = int(max(self._latest.number, 0)) + 1
-            self.log_step(step, 0, metrics)
+            self._latest.number = step
+            self._given.add(step)
+        self.log_step(step, 0, metrics)
         return step
 
     def log_epoch_summary(

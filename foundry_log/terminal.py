@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from foundry_log.handlers.console import ConsoleHandler
 from foundry_log.text_formatters import ConsoleFormatter
 
+_ENDS = (signal.SIGTERM, signal.SIGINT)
+
 
 @contextlib.contextmanager
 def told_on_stderr(logger: logging.Logger) -> Iterator[None]:
@@ -25,7 +27,8 @@ def told_on_stderr(logger: logging.Logger) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.level, logger.propagate = before
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 def stop_request(logger: logging.Logger, promise: str) -> asyncio.Event:
@@ -38,10 +41,11 @@ def stop_request(logger: logging.Logger, promise: str) -> asyncio.Event:
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def on_signal(number: int) -> None:
-        loop.remove_signal_handler(number)  # first: a second signal may come while it is told
+        for each in _ENDS:  # first: a second signal may come while this one is told
+            loop.remove_signal_handler(each)
         logger.info("stopping, %s: %s", signal.Signals(number).name, promise)
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
+    for each in _ENDS:
+        loop.add_signal_handler(each, on_signal, each)
     return stop

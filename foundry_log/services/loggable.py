@@ -20,8 +20,16 @@ MAX_CHAIN = 16
 """Exceptions of one chain that are looked at."""
 
 _redactor = Redactor()
-_OWN_TEXTS = frozenset(get_args(core_schema.ErrorType)) - {"value_error", "assertion_error"}
-"""Kinds of faults whose texts are pydantic's: those of validators may quote anything."""
+_QUOTING = {
+    "value_error",
+    "assertion_error",
+    "union_tag_invalid",
+    "get_attribute_error",
+    "mapping_type",
+    "iteration_error",
+}
+_OWN_TEXTS = frozenset(get_args(core_schema.ErrorType)) - _QUOTING
+"""Kinds of faults whose texts are pydantic's, and quote no value."""
 
 
 def loggable(error: BaseException) -> BaseException:
@@ -46,16 +54,15 @@ def public_text(error: BaseException) -> str:
     """Return an exception's text without secrets and bodies."""
     if isinstance(error, ValidationError):
         return _faults(error)
-    maker = type(error).__module__.partition(".")[0]
-    if maker in ("openai", "instructor"):
-        return _facts(error)
+    if maker := _sdk_of(error):
+        return _facts(error, maker)
     return _redactor.text(exception_text(error))
 
 
 def _faults(error: ValidationError) -> str:
     faults = error.errors(include_input=False, include_url=False, include_context=False)
     shown = [
-        f"{'.'.join(map(str, fault['loc'])) or 'value'}: "
+        f"{_place(fault['loc'], fault['type'])}: "
         + (fault["msg"] if fault["type"] in _OWN_TEXTS else fault["type"])
         for fault in faults[:MAX_SHOWN]
     ]
@@ -65,12 +72,30 @@ def _faults(error: ValidationError) -> str:
     return f"{count} in {error.title}: {'; '.join(shown)}"
 
 
-def _facts(error: BaseException) -> str:
+def _place(path: tuple[str | int, ...], kind: str) -> str:
+    """Return where a fault is: the field, and numbers behind it.
+
+    Other names behind it may be keys that a reply made up, and so may any name of a field that is
+    one too many.
+    """
+    shown = [part if isinstance(part, int) else "…" for part in path]
+    if path and kind != "extra_forbidden" and str(path[0]).isidentifier():
+        shown[0] = path[0]
+    return ".".join(map(str, shown)) or "value"
+
+
+def _sdk_of(error: BaseException) -> str | None:
+    """Return the name of the SDK that an exception, or one of its classes, is of."""
+    makers = (kind.__module__.partition(".")[0] for kind in type(error).__mro__)
+    return next((maker for maker in makers if maker in ("openai", "instructor")), None)
+
+
+def _facts(error: BaseException, maker: str) -> str:
     """Return what an SDK's exception has besides its text."""
     names = ("status_code", "code", "request_id", "n_attempts")
     facts = {name: getattr(error, name, None) for name in names}
     listed = [f"{name} {value}" for name, value in facts.items() if value is not None]
-    return ", ".join([f"said by {type(error).__module__.partition('.')[0]}", *listed])
+    return ", ".join([f"said by {maker}", *listed])
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from foundry_log.encoding import to_plain
@@ -46,13 +47,12 @@ class Observer:
         self._metrics = metrics
         self._errors = errors
         self._logs_bodies = logs_bodies
+        self._told: set[str] = set()  # causes of lost records
 
     def say(self, level: int, message: str, /, **fields: Any) -> None:
         """Log a message whose keywords are context, secrets blanked."""
         if self._logger.isEnabledFor(level):
-            self._logger.log(
-                level, "%s", _redactor.text(message), extra=_context(fields), stacklevel=2
-            )
+            self._log(level, message, fields)
 
     def measure(self, **figures: float) -> None:
         """Write one line of metrics, numbered on; the fields of scopes stand beside them."""
@@ -66,28 +66,50 @@ class Observer:
         each is a record of its own, with the error's text.
         """
         if _is_told(error):
-            reason = f"{type(error).__name__}: {public_text(error)}"
-            self._logger.error(
-                "%s",
-                _redactor.text(message),
-                extra=_context({**fields, "reason": reason}),
-                stacklevel=2,
-            )
-            return
-        told = loggable(error)
-        if self._errors is not None:
-            self._errors.log_error(told, {"during": message, **fields})
-            return
-        self._logger.error(
-            "%s", _redactor.text(message), exc_info=told, extra=_context(fields), stacklevel=2
-        )
+            fields["reason"] = f"{type(error).__name__}: {public_text(error)}"
+            self._log(logging.ERROR, message, fields)
+        elif self._errors is None:
+            self._log(logging.ERROR, message, fields, loggable(error))
+        else:
+            with self._survived():
+                self._errors.log_error(loggable(error), {"during": message, **fields})
 
     def body(self, message: str, body: Any, /) -> None:
         """Log a prompt, a reply or a message at DEBUG where that was asked for, secrets blanked."""
         if self._logs_bodies and self._logger.isEnabledFor(logging.DEBUG):
-            self._logger.debug(
-                "%s", message, extra={"body": _redactor.value(to_plain(body))}, stacklevel=2
+            self._log(logging.DEBUG, message, {"body": _redactor.value(to_plain(body))})
+
+    def _log(
+        self,
+        level: int,
+        message: str,
+        fields: Mapping[str, Any],
+        error: BaseException | None = None,
+    ) -> None:
+        with self._survived():
+            self._logger.log(
+                level,
+                "%s",
+                _redactor.text(message),
+                exc_info=error,
+                extra=_context(fields),
+                stacklevel=3,  # whoever called `say` and the like
             )
+
+    @contextlib.contextmanager
+    def _survived(self) -> Iterator[None]:
+        """Tell once on standard error what a filter or handler raises, and go on.
+
+        What a service has in hand, a lock or a message, is worth more than the record of it.
+        """
+        try:
+            yield
+        except Exception as error:
+            cause = type(error).__name__
+            if cause not in self._told and logging.raiseExceptions and sys.stderr:
+                self._told.add(cause)
+                with contextlib.suppress(OSError, ValueError):
+                    print(f"{self._logger.name}: a record is lost, {cause}", file=sys.stderr)
 
 
 def _is_told(error: BaseException) -> bool:

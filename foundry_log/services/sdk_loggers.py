@@ -7,10 +7,11 @@ the logger a level of its own.
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
 
-_changing = threading.Lock()  # guards the two below
+from foundry_log.files.locks import thread_lock
+
+_changing = thread_lock()  # guards the two below; free in the child of a fork
 _users: Counter[str] = Counter()
 _quietened: dict[str, int] = {}
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from foundry_log.services.loggable import MAX_CHAIN, MAX_SHOWN, loggable, public_text
 
@@ -68,6 +68,42 @@ def test_a_validation_error_says_what_is_wrong_and_not_with_what() -> None:
 def test_the_text_of_a_validator_is_its_users_and_is_left_out() -> None:
     """It may quote what it refused."""
     assert public_text(refused(age=1, name=BODY)) == "1 fault in Person: name: value_error"
+
+
+class Tagged(BaseModel):
+    kind: Literal["a"]
+
+
+class Other(BaseModel):
+    kind: Literal["b"]
+
+
+class Chosen(BaseModel, extra="forbid"):
+    one: Annotated[Tagged | Other, Field(discriminator="kind")] | None = None
+    ages: dict[str, int] = {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"one": {"kind": BODY}}, "1 fault in Chosen: one: union_tag_invalid"),
+        ({"ages": {BODY: "x"}}, "1 fault in Chosen: ages.…: Input should be a valid integer"),
+        ({BODY: 1}, "1 fault in Chosen: …: Extra inputs are not permitted"),
+    ],
+)
+def test_neither_tags_nor_keys_of_a_reply_are_told(fields: Any, text: str) -> None:
+    """pydantic quotes them in its text and in the place of a fault."""
+    with pytest.raises(ValidationError) as caught:
+        Chosen.model_validate(fields)
+    assert public_text(caught.value).startswith(text)
+    assert BODY not in public_text(caught.value)
+
+
+def test_a_subclass_of_an_sdks_error_is_told_as_one() -> None:
+    """Wherever it is defined."""
+    kind = type("APIError", (Exception,), {"__module__": "openai"})
+    mine = type("Mine", (kind,), {"__module__": "my.errors"})
+    assert public_text(mine(BODY)) == "said by openai"
 
 
 def test_many_faults_are_counted_and_the_first_are_named() -> None:

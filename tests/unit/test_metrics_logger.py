@@ -1498,5 +1498,25 @@ class TestNumbering:
         with caplog.at_level(logging.WARNING), ThreadPoolExecutor(8) as pool:
             numbers = list(pool.map(lambda _: metrics_logger.log_next({"x": 1}), range(400)))
         assert sorted(numbers) == list(range(1, 401))
-        assert [entry["step"] for entry in metrics_logger.get_metrics_history()] == sorted(numbers)
+        written = sorted(entry["step"] for entry in metrics_logger.get_metrics_history())
+        assert written == sorted(numbers)
         assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+    def test_a_slow_handler_holds_up_nobody_else(self, metrics_logger: MetricsLogger) -> None:
+        """GIVEN a handler that waits for another thread's step WHEN both log THEN both go on."""
+        both = threading.Barrier(2, timeout=20)
+
+        class Waits(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                both.wait()
+
+            def createLock(self) -> None:
+                self.lock = None
+
+        sinks = logging.getLogger("foundry_log.metrics.test_exp")
+        sinks.addHandler(Waits())
+        with ThreadPoolExecutor(2) as pool:
+            steps = list(pool.map(lambda _: metrics_logger.log_next({"x": 1}), range(2)))
+        assert sorted(steps) == [1, 2]
+        assert not both.broken
+        assert not metrics_logger.sink_failures

@@ -137,3 +137,33 @@ def test_an_error_that_takes_no_attributes_is_told_each_time(lines: Path) -> Non
     for _ in range(2):
         Observer(logging.getLogger(NAME)).failed("failed", error)
     assert ["exception" in line for line in read_jsonl(lines)] == [True, True]
+
+
+@pytest.mark.parametrize("has_tracker", [True, False])
+def test_a_filter_that_raises_costs_the_record_alone(
+    has_tracker: bool, tmp_path: Path, lines: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A service holds locks and messages while it logs; the cause is told once."""
+
+    def refuse(record: logging.LogRecord) -> bool:
+        raise LookupError("broken")
+
+    logging.getLogger(NAME).addFilter(refuse)
+    tracker = ErrorTracker(logging.getLogger(NAME), tmp_path) if has_tracker else None
+    observer = Observer(logging.getLogger(NAME), None, tracker, logs_bodies=True)
+    observer.say(logging.INFO, "tokens locked")
+    observer.body("prompt", BODY)
+    observer.failed("failed", ValueError("no"))
+    assert capsys.readouterr().err == f"{NAME}: a record is lost, LookupError\n"
+    if tracker:
+        tracker.close()
+
+
+def test_a_record_names_the_line_that_said_it(caplog: pytest.LogCaptureFixture) -> None:
+    """Not the observer's own."""
+    observer = Observer(logging.getLogger(NAME), logs_bodies=True)
+    logging.getLogger(NAME).setLevel(logging.DEBUG)
+    observer.say(logging.INFO, "a")
+    observer.body("b", BODY)
+    observer.failed("c", ValueError("no"))
+    assert {record.filename for record in caplog.records} == {"test_observing.py"}
