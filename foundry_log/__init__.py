@@ -33,7 +33,9 @@ _HOME = {
     "PerformanceLogger": "performance",
     "PlainFormatter": "text_formatters",
     "RedactingFilter": "filters",
+    "RefusalError": "services.model_errors",
     "RejectMessage": "services.service_bus",
+    "RetryLater": "services.service_bus",
     "RotatingJsonlHandler": "handlers.rotating_jsonl",
     "RunDirectory": "run_directory",
     "ShippingHandler": "shipping.handler",
@@ -79,7 +81,9 @@ __all__ = [
     "PerformanceLogger",
     "PlainFormatter",
     "RedactingFilter",
+    "RefusalError",
     "RejectMessage",
+    "RetryLater",
     "RotatingJsonlHandler",
     "RunDirectory",
     "ShippingHandler",
@@ -126,13 +130,18 @@ if TYPE_CHECKING:
     from foundry_log.services.model_errors import (
         ContentFilterError,
         OutputLengthError,
+        RefusalError,
         TokenBudgetError,
     )
     from foundry_log.services.retry_helpers import (
         with_token_limit_retry,
         with_token_limit_retry_decorator,
     )
-    from foundry_log.services.service_bus import AsyncServiceBusHandler, RejectMessage
+    from foundry_log.services.service_bus import (
+        AsyncServiceBusHandler,
+        RejectMessage,
+        RetryLater,
+    )
     from foundry_log.services.token_client import TokenClient
     from foundry_log.session import LoggingSession, configure
     from foundry_log.shipping.blob_storage import AsyncBlobStorageUploader

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import logging
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ from foundry_log.terminal import stop_request, told_on_stderr
 
 DEFAULT_TPM = 128_000
 DEFAULT_RPM = 250
+MAX_QUOTA_DIGITS = 18
+"""Digits of a quota of the environment at most."""
 _LOOPBACK = ("127.", "::1", "localhost")
 _log = logging.getLogger("foundry_log.services")
 _own_log = logging.getLogger("foundry_log.services.budget_server")
@@ -83,6 +87,8 @@ async def _serve(
                 f"{where} cannot be listened at: {error.strerror or error}; "
                 "choose others, port 0 for any that is free"
             ) from error
+        except UnicodeError as error:  # of idna; a ValueError, too
+            raise UsageError(f"--host {options.host} is no name of a host: {error}") from error
         except ValueError as error:
             raise UsageError(f"{error} (from --token-file or COUNTER_APP_TOKEN)") from error
         stop = stop_request(_own_log, "requests at hand are answered")
@@ -96,17 +102,31 @@ def _tell_start(options: ServeOptions, budget: TokenBudget, token: str | None, u
     _own_log.info("serving %s per %g s at %s", quota, budget.window_s, url)
     if token is None and not options.host.startswith(_LOOPBACK):
         _own_log.warning("without a bearer token, whoever reaches %s may use the budget", url)
-    print(f"listening on {url}", flush=True)
+    try:
+        print(f"listening on {url}", flush=True)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        _own_log.warning("standard output cannot be written to, and is left alone: %s", reason)
+        _close_stdout()
+
+
+def _close_stdout() -> None:
+    """Let what is left in its buffer go nowhere: the interpreter's end would fail of it."""
+    with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _quota(variable: str, default: int) -> int:
     text = os.environ.get(variable, "").strip()
     if not text:
         return default
-    number = int(text) if text.isascii() and text.isdigit() else 0
+    is_number = text.isascii() and text.isdigit() and len(text) <= MAX_QUOTA_DIGITS
+    number = int(text) if is_number else 0
     if number < 1:
+        shown = text if len(text) <= 2 * MAX_QUOTA_DIGITS else f"{text[:MAX_QUOTA_DIGITS]}…"
         raise UsageError(
-            f"{variable}={text!r} is no whole number of 1 or more; correct or unset it"
+            f"{variable}={shown!r} is no whole number of 1 or more, with {MAX_QUOTA_DIGITS} digits "
+            "at most; correct or unset it"
         )
     return number
 
@@ -140,6 +160,11 @@ def _recorded(directory: Path | None) -> Iterator[tuple[MetricsLogger | None, Er
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--log-dir {directory} cannot be made: {error.strerror}") from error
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise UsageError(f"--log-dir {directory} cannot be written to: {error.strerror}") from error
     with (
         configure(LoggingConfig(console_level="WARNING"), directory),
         contextlib.closing(MetricsLogger("budget_server", directory)) as metrics,

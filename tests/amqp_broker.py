@@ -108,6 +108,8 @@ class Broker(MessagingHandler):
         self.max_deliveries = max_deliveries
         self.port = 0
         self.refuses_tokens = False
+        self.ahead_s = 0.0
+        """Seconds by which its clock is ahead of this host's."""
         self.busy = 0
         """Messages that are refused because the server is busy."""
         self.refused_settlements = 0
@@ -219,6 +221,30 @@ class Broker(MessagingHandler):
         """Let all locks of a queue expire now; the messages are delivered again."""
         self._call(lambda: self._expire(self._queue(queue), float("inf")))
 
+    def expire_lock(self, queue: str, text: str) -> None:
+        """Let the lock on one message expire now."""
+        locks = self._queue(queue).locks
+        self._call(
+            lambda: [
+                self._give_back(token, lock, "expired")
+                for token, lock in list(locks.items())
+                if _text(lock.stored.message.body) == text
+            ]
+        )
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Say nothing to anybody meanwhile, and hang up on nobody: a half-open connection."""
+        thaws = threading.Event()
+        event = ApplicationEvent("call")
+        event.function, event.result = thaws.wait, concurrent.futures.Future()
+        self._calls.trigger(event)
+        try:
+            yield
+        finally:
+            thaws.set()
+            event.result.result(ANSWERS_WITHIN_S)
+
     def drop_connections(self) -> None:
         """End all connections without a word."""
         self._call(self._drop_connections)
@@ -237,6 +263,9 @@ class Broker(MessagingHandler):
 
     # --- queues -----------------------------------------------------------------------------------
 
+    def _now(self) -> float:
+        return time.time() + self.ahead_s
+
     def _queue(self, name: str) -> Queue:
         return self._queues.setdefault(name, Queue(name))
 
@@ -247,7 +276,7 @@ class Broker(MessagingHandler):
             message = Message(body=content, inferred=True, id=f"m{number}")
         queue = self._queue(name)
         queue.counts["in"] += 1
-        queue.ready.append(Stored(message, number, time.time()))
+        queue.ready.append(Stored(message, number, self._now()))
 
     def _deliver(self, name: str) -> None:
         queue = self._queue(name)
@@ -259,7 +288,7 @@ class Broker(MessagingHandler):
 
     def _send(self, link: Any, queue: Queue, stored: Stored) -> None:
         token = uuid.uuid4()
-        lock = Lock(stored, time.time() + self.lock_s, queue)
+        lock = Lock(stored, self._now() + self.lock_s, queue)
         message = stored.message
         message.delivery_count = stored.deliveries
         message.annotations = {
@@ -339,7 +368,7 @@ class Broker(MessagingHandler):
 
     def on_timer_task(self, event: Any) -> None:
         for queue in list(self._queues.values()):
-            self._expire(queue, time.time())
+            self._expire(queue, self._now())
         self._ticking = event.container.schedule(0.02, self)
 
     def on_connection_opening(self, event: Any) -> None:
@@ -462,7 +491,7 @@ class Broker(MessagingHandler):
         if lock is None:
             self._answer(link, request, (410, "the lock is lost"), condition=LOCK_LOST)
             return
-        lock.until = time.time() + self.lock_s
+        lock.until = self._now() + self.lock_s
         lock.queue.counts["renewed"] += 1
         until = timestamp(int(lock.until * 1000))
         body = {"expirations": Array(UNDESCRIBED, Data.TIMESTAMP, until)}

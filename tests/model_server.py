@@ -111,6 +111,30 @@ def hangs() -> Answer:
     return answer
 
 
+def trickles() -> Answer:
+    """An answer that goes on for ever, a blank at a time."""
+
+    async def answer(request: web.Request, body: Mapping[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        while True:
+            await response.write(b" ")
+            await asyncio.sleep(0.02)
+
+    return answer
+
+
+def refuses(words: str) -> Answer:
+    """A reply in which the model says that it will not answer."""
+
+    async def answer(request: web.Request, body: Mapping[str, Any]) -> web.Response:
+        told = completion(body, None, usage=USAGE, content="")
+        told["choices"][0]["message"] |= {"content": None, "refusal": words}
+        return web.json_response(told)
+
+    return answer
+
+
 def drops() -> Answer:
     """A connection that ends without an answer."""
 

@@ -3,20 +3,20 @@
     async with AzureOpenAIService(app_id="tickets") as service:
         ticket = await service.structured_completion(Ticket, messages)
 
-What is locked and reported for it is in model_calls.py; what it fails with in model_errors.py.
+What is locked and reported for it is in model_calls.py; what it fails with in model_errors.py; what
+is sent in model_requests.py; the environment's variables in model_settings.py, and the client that
+is made in model_client.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import logging
 import math
-import os
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -27,21 +27,25 @@ from foundry_log.error_tracker import ErrorTracker
 from foundry_log.extras import import_extra
 from foundry_log.metrics import MetricsLogger
 from foundry_log.services import prompts, sdk_loggers
-from foundry_log.services.model_calls import LastingTasks, ModelCall, Reply, Usage
-from foundry_log.services.model_errors import OutputLengthError
+from foundry_log.services.model_calls import LastingTasks, ModelCall, TokenBound
+from foundry_log.services.model_client import model_client
+from foundry_log.services.model_requests import (
+    check_options,
+    check_whole,
+    limit_name,
+    send_metered,
+    send_stand_in,
+    unwrapped,
+)
+from foundry_log.services.model_settings import settings
 from foundry_log.services.observing import Observer
 from foundry_log.services.retry_helpers import with_token_limit_retry
 from foundry_log.services.token_client import TokenClient
 from foundry_log.services.token_counting import TokenCounter
 
 SETTLED_WITHIN_S = 30.0
-"""Seconds at most that `close` waits for token locks that are being settled."""
+"""Seconds at most that `close` waits for calls, and for token locks that are being settled."""
 
-_VERSION = ("APP_OPENAI_API_VERSION", "AZURE_OPENAI_API_VERSION")
-_ENDPOINT = ("APP_OPENAI_API_BASE", "AZURE_OPENAI_ENDPOINT")
-_MODEL = ("APP_OPENAI_ENGINE", "AZURE_OPENAI_DEPLOYMENT_NAME")
-_KEY = ("APP_OPENAI_API_KEY", "AZURE_OPENAI_API_KEY")
-_SCOPE = "https://cognitiveservices.azure.com/.default"
 _QUIET = (
     ("openai", logging.WARNING),
     ("httpx", logging.WARNING),
@@ -51,14 +55,7 @@ _QUIET = (
     ("azure.identity", logging.WARNING),
     ("instructor", logging.CRITICAL),  # its errors quote replies
 )
-_OURS = frozenset(
-    {"stream", "model", "response_model", "messages", "max_retries", "hooks", "token_budget"}
-)
-
 _T = TypeVar("_T")
-
-_answer: ContextVar[tuple[int, float] | None] = ContextVar("foundry_log_answer", default=None)
-"""Status and time of the last answer to the call at hand."""
 
 
 class AzureOpenAIService:
@@ -74,8 +71,11 @@ class AzureOpenAIService:
         model: name of the deployment; None: the environment's APP_OPENAI_ENGINE, or
             AZURE_OPENAI_DEPLOYMENT_NAME.
         app_id: whose tokens are used.
-        token_counter_url: of the budget server; None: as `TokenClient` has it.
-        client: an openai client, asynchronous or synchronous, that stays the caller's to close;
+        token_counter_url: of the budget server; None: the environment's COUNTER_APP_BASE_URL, where
+            that is not set TOKEN_COUNTER_URL.
+        client: an openai client, asynchronous or synchronous, that stays the caller's to close.
+            Requests of a synchronous one run in the threads of `asyncio.to_thread`, of which a loop
+            has 4 more than CPUs and 32 at most: what waits for one holds its tokens meanwhile.
             None for an AsyncAzureOpenAI. That takes APP_OPENAI_API_VERSION, APP_OPENAI_API_BASE and
             APP_OPENAI_API_KEY, or AZURE_OPENAI_API_VERSION, AZURE_OPENAI_ENDPOINT and
             AZURE_OPENAI_API_KEY, from the environment; without a key DefaultAzureCredential.
@@ -83,10 +83,11 @@ class AzureOpenAIService:
         completion_allowance: tokens that a reply without `max_tokens` is estimated at, 1 or more.
         validation_retries: attempts after one whose reply was not valid, 0 or more.
         max_retries: the SDK's after 408, 409, 429, 5xx and lost connections, 0 or more.
-        timeout_s: seconds for one request, above 0.
-        metrics: gets a line for each call: `latency_s`, `failed` (0 or 1), `attempts`, `retries`,
-            `denials`, `tokens_asked`, `tokens_prompt`, `tokens_completion`, `tokens_used`,
-            `tokens_refunded`.
+        timeout_s: seconds for one request, its answer read whole, above 0. These two are of the
+            client that is made: one that is given has its own.
+        metrics: gets a line for each call: `latency_s`, `failed` (0 or 1: no result), `attempts`,
+            `retries`, `denials`, `tokens_asked`, `tokens_prompt`, `tokens_completion`,
+            `tokens_used`, `tokens_refunded`. What `structured_prompt` makes again is another call.
         errors: gets what fails; None for ERROR records.
         logs_bodies: whether prompts and replies are logged, at DEBUG and redacted.
 
@@ -111,12 +112,16 @@ class AzureOpenAIService:
         errors: ErrorTracker | None = None,
         logs_bodies: bool = False,
     ) -> None:
-        _check_whole("completion_allowance", completion_allowance, 1)
-        _check_whole("validation_retries", validation_retries, 0)
-        _check_whole("max_retries", max_retries, 0)
+        check_whole("completion_allowance", completion_allowance, 1)
+        check_whole("validation_retries", validation_retries, 0)
+        check_whole("max_retries", max_retries, 0)
         if not 0 < timeout_s < math.inf:
             raise ValueError(f"timeout_s={timeout_s!r} must be seconds above 0; 120 are usual")
-        found = _settings(model, needs_client=client is None)
+        found = settings(
+            model,
+            needs_client=client is None,
+            needs_budget=token_client is None and not token_counter_url,
+        )
         self._openai = import_extra("openai", "llm", "AzureOpenAIService")
         self._instructor = import_extra("instructor", "llm", "AzureOpenAIService")
         self.model: str = found["model"]
@@ -131,15 +136,23 @@ class AzureOpenAIService:
         )
         self._counter = TokenCounter(self.model, self._observer)
         self._tasks = LastingTasks()
-        self._made: list[Any] = []  # what `close` closes, in this order
+        self._ending = contextlib.AsyncExitStack()  # what `close` does, last things first
+        self._ending.callback(_let_sdks_speak)
+        self._own_token_client: TokenClient | None = None
         if token_client is None:
-            token_client = TokenClient(app_id, token_counter_url)
-            self._made.append(token_client)
+            self._own_token_client = token_client = TokenClient(app_id, token_counter_url or None)
+            self._ending.push_async_callback(self._end, token_client)
         self.token_client = token_client
         """What grants tokens; it may be replaced."""
         self._watched: Any = None
         if client is None:
-            self._watched = client = self._made_client(found, max_retries, timeout_s)
+            client, credential = model_client(
+                self._openai, found, self._observer, max_retries=max_retries, timeout_s=timeout_s
+            )
+            self._watched = client
+            if credential is not None:
+                self._ending.push_async_callback(self._end, credential)
+            self._ending.push_async_callback(self._end, client)
         self.client = client
         """The openai client."""
         self.instructor_client = self._instructor.from_openai(
@@ -147,7 +160,9 @@ class AzureOpenAIService:
         )
         """What is asked: instructor over any openai client, or an object with such a
         `chat.completions.create`, synchronous or not; it may be replaced."""
-        self._is_closed = False
+        self._ending.push_async_callback(self._finish)
+        self._is_closing = False
+        self._closing = asyncio.Lock()  # so that who closes too waits for the end
         for name, level in _QUIET:
             sdk_loggers.keep_quiet(name, level)
 
@@ -208,29 +223,14 @@ class AzureOpenAIService:
             ValueError: the budget denies the tokens, in its words; or an argument is wrong.
             ContentFilterError: the prompt was refused, or the reply stopped.
             OutputLengthError: the reply was cut off at its limit.
+            RefusalError: the model would not answer.
             TokenBudgetError: one more attempt would pass `max_total_tokens`.
             pydantic.ValidationError: the last reply was not valid.
             openai.OpenAIError: the SDK's own, once its retries are used up.
+            RuntimeError: the service is closed.
         """
-        _check_options(options)
-        limits = {"max_tokens": max_tokens, "max_total_tokens": max_total_tokens}
-        for name, limit in limits.items():
-            if limit is not None:
-                _check_whole(name, limit, 1)
-        call = ModelCall(
-            self.token_client,
-            self._counter,
-            self._tasks,
-            self._observer,
-            self.completion_allowance,
-            max_total_tokens,
-            watches_retries=self._is_watched(),
-        )
-        request = {"model": self.model, "messages": list(messages), **options}
-        if max_tokens is not None:
-            request[_limit_name(self.model)] = max_tokens
-        with bound(application=self.app_id, model=self.model):
-            return await call.run(functools.partial(self._complete, response_model, request))
+        total = _total(max_total_tokens)
+        return await self._completion(response_model, messages, total, max_tokens, options)
 
     async def structured_prompt(
         self,
@@ -240,6 +240,8 @@ class AzureOpenAIService:
         variables: Mapping[str, Any] | None = None,
         examples: Iterable[prompts.Example] | None = None,
         *,
+        max_tokens: int | None = None,
+        max_total_tokens: int | None = None,
         max_retries: int = 3,
         retry_jitter_s: float = 0.0,
         retry_deadline_s: float | None = None,
@@ -253,6 +255,8 @@ class AzureOpenAIService:
             user_prompt: as `format_prompt`.
             variables: as `format_prompt`.
             examples: as `format_prompt`.
+            max_tokens: as `structured_completion`.
+            max_total_tokens: as there, over all that is tried again.
             max_retries: attempts to get the budget, the first counted, 1 or more.
             retry_jitter_s: as `with_token_limit_retry`.
             retry_deadline_s: as `with_token_limit_retry`.
@@ -262,8 +266,11 @@ class AzureOpenAIService:
             ValueError: a template variable is missing; and what `structured_completion` raises.
         """
         messages = self.format_prompt(system_prompt, user_prompt, variables, examples)
+        total = _total(max_total_tokens)
         return await with_token_limit_retry(
-            functools.partial(self.structured_completion, response_model, messages, **options),
+            functools.partial(
+                self._completion, response_model, messages, total, max_tokens, options
+            ),
             self.token_client,
             max_retries,
             retry_jitter_s=retry_jitter_s,
@@ -271,27 +278,26 @@ class AzureOpenAIService:
         )
 
     async def close(self) -> None:
-        """Wait for locks that are being settled, SETTLED_WITHIN_S at most; close what was made.
+        """Wait for calls and for locks that are being settled; close what was made.
 
-        Idempotent.
+        It waits SETTLED_WITHIN_S (30 s) at most, and not where it is cancelled; new calls are
+        refused from its beginning. Idempotent.
         """
-        if self._is_closed:
-            return
-        self._is_closed = True
-        if left := await self._tasks.finished(SETTLED_WITHIN_S):
-            told = f"{left} token locks are not settled yet; those that never are expire"
-            self._observer.say(logging.WARNING, told)
-        for made in self._made:
-            try:
-                await made.close()
-            except Exception as error:  # the others are closed all the same
-                self._observer.failed("closing failed", error)
-        for name, _ in _QUIET:
-            sdk_loggers.let_go(name)
+        self._is_closing = True
+        async with self._closing:
+            await self._ending.aclose()
 
     async def __aenter__(self) -> AzureOpenAIService:
-        """Load the vocabulary, so that no call takes the time for it."""
-        await asyncio.to_thread(self._counter.load)
+        """Load the vocabulary, so that no call takes the time for it, and look for the budget.
+
+        A budget server that fails is told by its client's record, and refuses nothing here. A
+        `token_client` that was given is not asked.
+        """
+        try:
+            await asyncio.gather(asyncio.to_thread(self._counter.load), self._look_for_budget())
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(
@@ -302,7 +308,50 @@ class AzureOpenAIService:
     ) -> None:
         await self.close()
 
+    async def _look_for_budget(self) -> None:
+        if self._own_token_client is not None:
+            await self._own_token_client.get_status()
+
+    async def _finish(self) -> None:
+        if left := await self._tasks.finished(SETTLED_WITHIN_S):
+            told = f"{left} calls or token locks are not settled yet; locks that never are expire"
+            self._observer.say(logging.WARNING, told)
+
+    async def _end(self, made: Any) -> None:
+        try:
+            await made.close()
+        except Exception as error:  # the others are closed all the same
+            self._observer.failed("closing failed", error)
+
     # --- one call ---
+
+    async def _completion(
+        self,
+        response_model: type[_T],
+        messages: Sequence[Mapping[str, Any]],
+        total: TokenBound,
+        max_tokens: int | None,
+        options: Mapping[str, Any],
+    ) -> _T:
+        if self._is_closing:
+            raise RuntimeError("the AzureOpenAIService is closed: make another for more calls")
+        check_options(options)
+        if max_tokens is not None:
+            check_whole("max_tokens", max_tokens, 1)
+        call = ModelCall(
+            self.token_client,
+            self._counter,
+            self._tasks,
+            self._observer,
+            self.completion_allowance,
+            total,
+            watches_retries=self._is_watched(),
+        )
+        request = {"model": self.model, "messages": list(messages), **options}
+        if max_tokens is not None:
+            request[limit_name(self.model)] = max_tokens
+        with self._tasks.awaited(), bound(application=self.app_id, model=self.model):
+            return await call.run(functools.partial(self._complete, response_model, request))
 
     async def _complete(
         self, response_model: type[_T], request: dict[str, Any], call: ModelCall
@@ -313,7 +362,7 @@ class AzureOpenAIService:
             result: _T = await ask(response_model, request, call)
             return result
         except Exception as error:
-            cause = _unwrapped(error, request)
+            cause = unwrapped(error, request)
             if cause is error:
                 raise
         raise cause
@@ -341,7 +390,7 @@ class AzureOpenAIService:
 
         async def create(**sent: Any) -> Any:
             return await call.attempt(
-                functools.partial(_sent, send, sent), sent, is_threaded=is_threaded
+                functools.partial(send_metered, send, sent), sent, is_threaded=is_threaded
             )
 
         hooks = self._instructor.hooks.Hooks()
@@ -358,7 +407,9 @@ class AzureOpenAIService:
         self, response_model: Any, request: dict[str, Any], call: ModelCall
     ) -> Any:
         create = self.instructor_client.chat.completions.create
-        send = functools.partial(_answered, create, {"response_model": response_model, **request})
+        send = functools.partial(
+            send_stand_in, create, {"response_model": response_model, **request}
+        )
         return await call.attempt(
             send,
             {**request, **self._tools(response_model)},
@@ -378,128 +429,13 @@ class AzureOpenAIService:
             return {}
         return {"tools": [{"type": "function", "function": schema}]}
 
-    # --- the client ---
 
-    def _made_client(self, found: Mapping[str, str], max_retries: int, timeout_s: float) -> Any:
-        """Return a client of Azure, which `close` closes, its credential after it."""
-        watch = _RetryWatch(self._observer)
-        access: dict[str, Any] = {"api_key": found["key"]}
-        credential = None
-        if not found["key"]:
-            identity = import_extra("azure.identity.aio", "llm", "AzureOpenAIService without a key")
-            credential = identity.DefaultAzureCredential()
-            provider = identity.get_bearer_token_provider(credential, _SCOPE)
-            access = {"azure_ad_token_provider": provider}
-        client = self._openai.AsyncAzureOpenAI(
-            azure_endpoint=found["endpoint"],
-            api_version=found["version"],
-            max_retries=max_retries,
-            timeout=timeout_s,
-            http_client=self._openai.DefaultAsyncHttpxClient(
-                event_hooks={"request": [watch.on_request], "response": [watch.on_response]}
-            ),
-            **access,
-        )
-        self._made += [made for made in (client, credential) if made is not None]
-        return client
+def _total(max_total_tokens: int | None) -> TokenBound:
+    if max_total_tokens is not None:
+        check_whole("max_total_tokens", max_total_tokens, 1)
+    return TokenBound(max_total_tokens)
 
 
-class _RetryWatch:
-    """Tells of the SDK's retries as they happen, by its requests and the answers to them."""
-
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
-
-    async def on_request(self, request: Any) -> None:
-        """Tell of a request that is sent again."""
-        answer, retry = _answer.get(), request.headers.get("x-stainless-retry-count", "0")
-        _answer.set(None)
-        if retry == "0":
-            return
-        status, answered = answer or (None, None)
-        self._observer.say(
-            logging.WARNING,
-            "a request is sent again",
-            retries=int(retry),
-            status=status,
-            wait_s=None if answered is None else time.monotonic() - answered,
-            reason=None if answered is not None else "no answer",
-        )
-
-    async def on_response(self, response: Any) -> None:
-        """Remember what came back, and when, for the request that may follow."""
-        _answer.set((response.status_code, time.monotonic()))
-
-
-async def _sent(create: Callable[..., Any], request: Mapping[str, Any]) -> Reply:
-    """Return the reply to a request through the SDK."""
-    if inspect.iscoroutinefunction(create):
-        raw = await create(**request)
-    else:
-        raw = await asyncio.to_thread(create, **request)
-    return Reply.of_raw(raw, _limit_of(request))
-
-
-async def _answered(create: Callable[..., Any], request: Mapping[str, Any]) -> Reply:
-    """Return what a stand-in for instructor gives, off the loop unless it is asynchronous."""
-    if inspect.iscoroutinefunction(create):
-        result = await create(**request)
-    else:
-        result = await asyncio.to_thread(create, **request)
-        if inspect.isawaitable(result):
-            result = await result
-    raw = getattr(result, "_raw_response", None)
-    text = result.model_dump_json() if isinstance(result, BaseModel) else ""
-    return Reply(result, Usage.of(raw), text)
-
-
-def _unwrapped(error: Exception, request: Mapping[str, Any]) -> BaseException:
-    """Return what an error of instructor stands for; others stay what they are."""
-    if not type(error).__module__.startswith("instructor."):
-        return error
-    if type(error).__name__ == "IncompleteOutputException":
-        return OutputLengthError(_limit_of(request))
-    return error.__cause__ or error
-
-
-def _limit_of(request: Mapping[str, Any]) -> int | None:
-    return request.get("max_completion_tokens") or request.get("max_tokens")
-
-
-def _limit_name(model: str) -> str:
-    """Return the option that limits a reply: models that reason take another one."""
-    reasons = model.lower().startswith(("o1", "o3", "o4", "gpt-5"))
-    return "max_completion_tokens" if reasons else "max_tokens"
-
-
-def _settings(model: str | None, *, needs_client: bool) -> dict[str, str]:
-    """Return what the environment gives.
-
-    Raises:
-        ValueError: something is missing; all that is, is named.
-    """
-    found = {"model": model or _variable(_MODEL)}
-    if needs_client:
-        found |= {"version": _variable(_VERSION), "endpoint": _variable(_ENDPOINT)}
-    names = {"model": _MODEL, "version": _VERSION, "endpoint": _ENDPOINT}
-    missing = [" or ".join(names[name]) for name, value in found.items() if not value]
-    if missing:
-        raise ValueError(f"environment variables are missing: set {'; '.join(missing)}")
-    return {**found, "key": _variable(_KEY)}
-
-
-def _variable(names: Sequence[str]) -> str:
-    return next((value for name in names if (value := os.environ.get(name, "").strip())), "")
-
-
-def _check_whole(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}={value!r} must be a whole number of {least} or more")
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    if taken := sorted(_OURS & options.keys()):
-        raise ValueError(
-            f"{', '.join(taken)} cannot be given as an option of one call: streams state no usage, "
-            "and the others are the service's own"
-        )
+def _let_sdks_speak() -> None:
+    for name, _ in _QUIET:
+        sdk_loggers.let_go(name)

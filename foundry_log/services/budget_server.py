@@ -88,6 +88,7 @@ async def serving(
     edge = _Edge(budget, bearer_token, metrics, errors)
     runner = edge.aio.AppRunner(
         edge.application(),
+        logger=edge.http_log(),
         access_log=None,
         shutdown_timeout=_WRITE_S,
         lingering_time=_WRITE_S,
@@ -184,6 +185,12 @@ class _Edge:
         app.router.add_post("/release", self.release)
         app.cleanup_ctx.append(self.watching)
         return app
+
+    def http_log(self) -> logging.Logger:
+        """Return what aiohttp logs its own failures to."""
+        log = logging.Logger("aiohttp.server", logging.WARNING)
+        log.addHandler(_HttpFailures(self._observer))
+        return log
 
     async def finish(self, grace_s: float) -> None:
         """Wait until the requests at hand are answered; aiohttp reads none of their bodies on."""
@@ -286,6 +293,8 @@ class _Edge:
         self._tell_expired()
         try:
             return _Answer(200, _json(act(decoder.decode(body))))
+        except UnicodeDecodeError as error:
+            raise _RefusedError(400, "the body is no UTF-8") from error
         except (BudgetError, msgspec.DecodeError) as error:
             raise _RefusedError(400, str(error)) from error
 
@@ -386,6 +395,23 @@ class _Edge:
             body=answer.body, status=answer.status, headers=headers, content_type=_JSON
         )
         return response
+
+
+class _HttpFailures(logging.NullHandler):
+    """Tells that aiohttp could not make a request of what came.
+
+    Not with its own words and tracebacks, which quote what came: a bearer token, too.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__()
+        self._observer = observer
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        kind = record.exc_info[0] if record.exc_info else None
+        told = "a request that is no HTTP was refused"
+        self._observer.say(logging.WARNING, told, reason=kind.__name__ if kind else None)
+        return True
 
 
 class _Answers:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 from foundry_log.extras import import_extra
+from foundry_log.services.bus_errors import BusClosedError
 from foundry_log.services.observing import Observer
 from foundry_log.services.sdk_loggers import keep_quiet, let_go
 
@@ -18,6 +20,8 @@ SENDS_WITHIN_S = 30.0
 SETTLES_WITHIN_S = 20.0
 CLOSES_WITHIN_S = 6.0
 """Seconds for one link; the SDK waits five for what is on its way to it."""
+REOPENS_AFTER_S = 60.0
+"""Seconds without a message after which the link is opened anew: a dead one looks like silence."""
 MAX_REASON = 1024
 """Characters of a dead letter's reason, and of its description."""
 
@@ -33,7 +37,9 @@ class BusConnection:
     """Receives from one queue, settles, and sends to another; opens what it needs when it needs it.
 
     Errors are the SDK's. After one of receiving or sending its link is closed, and the next call
-    opens it anew. Used from one event loop.
+    opens it anew; so does one to receive that has had no message for a minute, since a connection
+    that has gone silent looks like an empty queue. Closed, it sends nothing, and receives when it
+    is opened again. Used from one event loop.
 
     Args:
         in_queue, out_queue: names.
@@ -42,6 +48,7 @@ class BusConnection:
         credential: of azure-identity's asynchronous kind, which stays the caller's to close; None
             for its DefaultAzureCredential. Not looked at beside a connection string.
         observer: hears of what cannot be closed.
+        reopens_after_s: seconds without a message after which the link is opened anew.
 
     Raises:
         ValueError: there is neither namespace nor connection string, or the latter is none.
@@ -57,6 +64,7 @@ class BusConnection:
         connection_string: str | None,
         credential: Any,
         observer: Observer,
+        reopens_after_s: float = REOPENS_AFTER_S,
     ) -> None:
         if connection_string is None and namespace is None:
             connection_string = os.environ.get("SERVICE_BUS_CONNECTION_STRING")
@@ -66,6 +74,9 @@ class BusConnection:
         self._out_queue = out_queue
         self._credential = credential
         self._observer = observer
+        self._reopens_after_s = reopens_after_s
+        self._heard = 0.0  # when the link to receive was opened, or had a message
+        self._is_closed = False
         if self._connection_string is None and not self.namespace:
             raise ValueError(
                 "there is no bus to connect to: give fully_qualified_namespace or "
@@ -98,16 +109,26 @@ class BusConnection:
         except Exception:
             await self._drop_receiver()
             raise
+        if messages:
+            self._heard = time.monotonic()
+        elif time.monotonic() - self._heard >= self._reopens_after_s:
+            await self._drop_receiver()
         return messages
 
     async def send(
         self, body: str | bytes, message_id: str, correlation_id: str | None = None
     ) -> None:
-        """Send a message to the out queue, and wait until it has it."""
+        """Send a message to the out queue, and wait until it has it.
+
+        Raises:
+            BusClosedError: `close` has been called.
+            Exception: the SDK's.
+        """
         message = self._sdk.ServiceBusMessage(
             body, message_id=message_id, correlation_id=correlation_id
         )
         async with self._sending:
+            self._check_open()
             sender = await self._opened_sender()
             try:
                 await sender.send_messages(message, timeout=SENDS_WITHIN_S)
@@ -137,8 +158,18 @@ class BusConnection:
         lost: type[Exception] = self._sdk.exceptions.MessageLockLostError
         return isinstance(error, lost)
 
+    def open(self) -> None:
+        """Let it be used again after `close`; connects nothing."""
+        self._is_closed = False
+
     async def close(self) -> None:
-        """Close the links; what came over them and was not handed out is released. Idempotent."""
+        """Close the links, behind the sending that is under way; none begins until `open`.
+
+        What came over them and was not handed out is released. Takes 6 s for each link and for the
+        sending at most. Idempotent.
+        """
+        self._is_closed = True
+        await self._sent()
         async with self._opening:
             links = self._receiver, self._sender
             client, credential = self._client, self._own_credential
@@ -152,6 +183,22 @@ class BusConnection:
                     for name in _SDK_LOGGERS:
                         let_go(name)
 
+    async def _sent(self) -> None:
+        """Wait for the sending that is under way, which a closed link would make fail."""
+        turn = asyncio.ensure_future(self._sending_turn())
+        try:
+            await asyncio.wait({turn}, timeout=CLOSES_WITHIN_S)
+        finally:
+            turn.cancel()
+
+    async def _sending_turn(self) -> None:
+        async with self._sending:
+            pass
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise BusClosedError("nothing is sent any more: the handler has ended")
+
     async def _settled(self, settle: Callable[[Any], Awaitable[object]]) -> None:
         async with self._settling:
             await asyncio.wait_for(settle(self._receiver), SETTLES_WITHIN_S)
@@ -161,6 +208,7 @@ class BusConnection:
             if self._receiver is None:
                 receiver = self._connected().get_queue_receiver(self._in_queue)
                 self._receiver = await self._opened(receiver)
+                self._heard = time.monotonic()
             return self._receiver
 
     async def _opened_sender(self) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
+import math
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -15,14 +17,25 @@ from foundry_log.services.observing import Observer
 
 RENEWS_EACH_S = 0.2
 """Seconds at least between two attempts to renew a lock that is about to end."""
+RENEWS_WITHIN_S = 10.0
+"""Seconds after which a lock is renewed at the latest, in case this host's clock is behind."""
+LONGEST_LOCK_S = 300.0
+"""Seconds of Azure's longest lock: a clock by which one is longer, or over at once, is wrong."""
+RENEWS_BLINDLY_EACH_S = 2.0
+"""Seconds between renewals where the clock is wrong: less than half of Azure's shortest lock, 5."""
 
 
 class HeldMessage:
     """A received message: its facts, its lock and its settlement. Used from one event loop.
 
-    `async with` it: inside, the lock is renewed when half of its time is over, as long as it takes,
-    until one of the three methods that settle is called. They return whether the bus has done it,
-    log where it has not, and raise nothing but cancellation.
+    `async with` it: inside, the lock is renewed when half of its time is over, 10 s at the latest,
+    as long as it takes, until one of the three methods that settle is called. They return whether
+    the bus has done it, log where it has not, and raise nothing but cancellation. One settlement
+    counts: those after it do nothing, and return False.
+
+    When the lock ends, this host's clock says; one that cannot be right is not asked, and the lock
+    renewed every 2 s until the bus says that it is lost. Where the clock is ahead of the bus's by
+    more than a lock's length, the SDK refuses to settle: such a clock has to be set.
 
     Args:
         message: the SDK's.
@@ -33,11 +46,19 @@ class HeldMessage:
     def __init__(self, message: Any, bus: BusConnection, observer: Observer) -> None:
         self.message = message
         self.id = text_or_none(message.message_id)
+        sequence_number = getattr(message, "sequence_number", None)
+        self.key = None if self.id is None else (sequence_number, self.id)
+        """The same when it is delivered again, and no other message's: senders may use an id twice.
+
+        None where it has no id.
+        """
         self.correlation_id = text_or_none(message.correlation_id)
         self.deliveries = (message.delivery_count or 0) + 1
         """How often it has been delivered, this time included."""
         self.is_settled = False
         """Whether it has been tried to settle it, and not been cancelled."""
+        self.is_lost = False
+        """Whether its lock is over, so that somebody else may have it."""
         self._bus = bus
         self._observer = observer
         self._renewing: asyncio.Task[None] | None = None
@@ -53,6 +74,11 @@ class HeldMessage:
         traceback: TracebackType | None,
     ) -> None:
         await self._stop_renewing()
+
+    @property
+    def is_in_hand(self) -> bool:
+        """Whether it is still to be settled, and may be."""
+        return not self.is_settled and not self.is_lost
 
     @property
     def queue_wait_s(self) -> float | None:
@@ -78,6 +104,8 @@ class HeldMessage:
     ) -> bool:
         # A renewal that comes after the settlement would find no lock, and call it lost.
         await self._stop_renewing()
+        if self.is_settled:  # by a stop, whose cancellation a processor has not heard
+            return False
         try:
             await settle(*arguments)
         except Exception as error:
@@ -89,29 +117,50 @@ class HeldMessage:
         return True
 
     async def _keep_lock(self) -> None:
-        while (left_s := self._lock_left_s()) is not None and left_s > 0:
-            await asyncio.sleep(max(left_s / 2, RENEWS_EACH_S))
-            try:
-                await self._bus.renew(self.message)
-            except Exception as error:
-                kind = type(error).__name__
-                self._observer.say(logging.DEBUG, "a lock could not be renewed", reason=kind)
-                if self._bus.is_lock_lost(error):
-                    break
-        if left_s is not None:
+        renewing = asyncio.current_task()
+        ends = self._lock_ends()
+        while ends is not None and not self.is_lost:
+            await asyncio.sleep(_renews_in_s(ends))
+            if await self._renewed():
+                ends = self._lock_ends()
+            if self._renewing is not renewing:
+                return  # cancelled, which `asyncio.wait_for` swallows before Python 3.12
+            self.is_lost = self.is_lost or (ends is not None and ends <= time.monotonic())
+        if self.is_lost:
             self._observer.say(
                 logging.WARNING, "the lock on a message is lost: it may be delivered again"
             )
 
-    def _lock_left_s(self) -> float | None:
+    async def _renewed(self) -> bool:
+        try:
+            await self._bus.renew(self.message)
+        except Exception as error:
+            kind = type(error).__name__
+            self._observer.say(logging.DEBUG, "a lock could not be renewed", reason=kind)
+            self.is_lost = self._bus.is_lock_lost(error)
+            return False
+        return True
+
+    def _lock_ends(self) -> float | None:
+        """Return when, on the monotonic clock: infinity for not known, None where there is none."""
         until = self.message.locked_until_utc
-        return None if until is None else float((until - _now()).total_seconds())
+        if until is None:
+            return None
+        left_s = (until - _now()).total_seconds()
+        return time.monotonic() + left_s if 0 < left_s <= LONGEST_LOCK_S else math.inf
 
     async def _stop_renewing(self) -> None:
         renewing, self._renewing = self._renewing, None
         if renewing is not None:
             renewing.cancel()
             await asyncio.wait({renewing})
+
+
+def _renews_in_s(ends: float) -> float:
+    """Return the seconds until a lock that ends then is renewed."""
+    if ends == math.inf:
+        return RENEWS_BLINDLY_EACH_S
+    return min(max((ends - time.monotonic()) / 2, RENEWS_EACH_S), RENEWS_WITHIN_S)
 
 
 def text_or_none(value: object) -> str | None:

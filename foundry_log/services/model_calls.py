@@ -10,9 +10,10 @@ A settlement outlives whoever waits for it, so that no lock stays because a call
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -26,6 +27,9 @@ from foundry_log.services.model_errors import (
 )
 from foundry_log.services.observing import Observer
 from foundry_log.services.token_counting import TokenCounter
+
+_CLIENT_ERROR = "Client error"
+"""Begins what a `TokenClient` says where the budget server has failed."""
 
 _T = TypeVar("_T")
 
@@ -92,30 +96,53 @@ class Reply:
     @classmethod
     def of_raw(cls, raw: Any, max_tokens: int | None) -> Reply:
         """Return the reply that a raw response of the SDK holds."""
+        retries = raw.retries_taken
         try:
             completion = raw.parse()
         except Exception as error:  # whatever the body makes the SDK raise
-            return cls(None, retries=raw.retries_taken, error=error)
+            return cls(None, retries=retries, error=error)
         usage = Usage.of(completion)
-        choices = getattr(completion, "choices", None)
-        if not choices:
-            unreadable = UnreadableReplyError()
-            return cls(completion, usage, retries=raw.retries_taken, error=unreadable)
-        return cls(
-            completion,
-            usage,
-            text="".join(choice.message.model_dump_json() for choice in choices if choice.message),
-            finish_reason=choices[0].finish_reason,
-            retries=raw.retries_taken,
-            error=stop_error(choices[0], max_tokens),
-        )
+        try:
+            choices = completion.choices
+            return cls(
+                completion,
+                usage,
+                text="".join(each.message.model_dump_json() for each in choices if each.message),
+                finish_reason=getattr(choices[0], "finish_reason", None),
+                retries=retries,
+                error=stop_error(choices[0], max_tokens) or _lack(choices[0]),
+            )
+        except Exception:  # the SDK's classes hold whatever a server sends
+            return cls(completion, usage, retries=retries, error=UnreadableReplyError())
+
+
+def _lack(choice: Any) -> UnreadableReplyError | None:
+    return None if choice.message else UnreadableReplyError()
+
+
+@dataclass
+class TokenBound:
+    """What the attempts of one result may come to, those made again after a denial too.
+
+    Args:
+        limit: tokens; None for no bound.
+        used: tokens of the replies until now.
+    """
+
+    limit: int | None = None
+    used: int = 0
+
+    def check(self, asked: int) -> None:
+        """Raise a TokenBudgetError if one more attempt may pass the bound."""
+        if self.limit is not None and self.used + asked > self.limit:
+            raise TokenBudgetError(self.used, asked, self.limit)
 
 
 class LastingTasks:
     """Tasks that go on when whoever waits for them is cancelled. Used from one event loop."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         """Start a task that `finished` waits for."""
@@ -124,8 +151,19 @@ class LastingTasks:
         task.add_done_callback(self._done)
         return task
 
+    @contextlib.contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Have `finished` wait for what is done inside."""
+        end = asyncio.get_running_loop().create_future()
+        self._tasks.add(end)
+        try:
+            yield
+        finally:
+            self._tasks.discard(end)
+            end.cancel()
+
     async def finished(self, deadline_s: float) -> int:
-        """Wait for all tasks, those started meanwhile too; return how many are left."""
+        """Wait for all of it, what is begun meanwhile too; return how much is left."""
         ends = time.monotonic() + deadline_s
         while self._tasks and (left_s := ends - time.monotonic()) > 0:
             await asyncio.wait(self._tasks, timeout=left_s)
@@ -175,7 +213,7 @@ class ModelCall:
         tasks: in which settlements outlive the caller.
         observer: gets one record and one line of metrics for the call.
         allowance: tokens of a reply that has no limit.
-        max_total_tokens: of all attempts together; None for no bound.
+        total: bound of all attempts together.
         watches_retries: whether somebody else tells of the SDK's retries as they happen.
     """
 
@@ -184,12 +222,13 @@ class ModelCall:
     tasks: LastingTasks
     observer: Observer
     allowance: int
-    max_total_tokens: int | None = None
+    total: TokenBound = field(default_factory=TokenBound)
     watches_retries: bool = False
     figures: Figures = field(default_factory=Figures)
     _request_id: str | None = None
     _finish_reason: str | None = None
     _is_estimated: bool = False
+    _denial: tuple[int, str] | None = None
     _fault: BaseException | None = None
     _began: float = field(default_factory=time.perf_counter)
     _unsettled: list[asyncio.Task[Any]] = field(default_factory=list)
@@ -242,31 +281,39 @@ class ModelCall:
         self._fault = error
 
     async def _locked(self, asked: int) -> _Lock:
-        used = self.figures.tokens_used
-        if self.max_total_tokens is not None and used + asked > self.max_total_tokens:
-            raise TokenBudgetError(used, asked, self.max_total_tokens)
+        self.total.check(asked)
         allowed, request_id, why = await self.budget.lock_tokens(asked)
         if not allowed:
-            self.figures.denials += 1
-            raise ValueError(why or "Unknown error")
+            raise self._denied(why or "Unknown error")
         self.figures.attempts += 1
         self.figures.tokens_asked += asked
         self._request_id = request_id
         return _Lock(request_id or "", asked)
+
+    def _denied(self, why: str) -> ValueError:
+        """Note what kind of denial it is; return it."""
+        if why.startswith(_CLIENT_ERROR):
+            self._denial = logging.WARNING, "model call not made: the budget server failed"
+        else:
+            self.figures.denials += 1
+            self._denial = logging.INFO, "model call denied: no tokens"
+        return ValueError(why)
 
     async def _exchange(
         self, send: Callable[[], Awaitable[Reply]], request: Mapping[str, Any], lock: _Lock
     ) -> Reply:
         try:
             reply = await send()
-        except asyncio.CancelledError:
-            self._start(self._release(lock))
+        except GeneratorExit:  # no loop is left to release it in; it expires
             raise
         except Exception as error:
             self._note_retries(_retries_before(error))
             await self._lasting(self._release(lock))
             if (refused := refusal(error)) is not None:
                 raise refused from error
+            raise
+        except BaseException:  # cancelled, or what ends a program
+            self._start(self._release(lock))
             raise
         self._note_retries(reply.retries)
         self._finish_reason = reply.finish_reason
@@ -298,6 +345,7 @@ class ModelCall:
             usage = Usage(prompt, self.counter.text(reply.text))
         self.figures.tokens_prompt += usage.prompt
         self.figures.tokens_completion += usage.completion
+        self.total.used += usage.prompt + usage.completion
         self.figures.tokens_refunded += max(0, lock.tokens - usage.prompt - usage.completion)
         await self._settled(
             self.budget.report_usage(lock.request_id, usage.prompt, usage.completion)
@@ -332,16 +380,17 @@ class ModelCall:
 
     def _tell(self, level: int, message: str, latency_s: float, **fields: Any) -> None:
         self.observer.say(level, message, **fields, **self._facts(latency_s))
-        self._measure(latency_s, has_failed=level > logging.INFO)
+        has_failed = level > logging.INFO or self._denial is not None
+        self._measure(latency_s, has_failed=has_failed)
 
     def _measure(self, latency_s: float, *, has_failed: bool) -> None:
         self.observer.measure(latency_s=latency_s, failed=int(has_failed), **self.figures.all())
 
     def _tell_failure(self, error: Exception) -> None:
         latency_s = self._latency_s()
-        if self.figures.denials:
-            told = "model call denied: no tokens"
-            self._tell(logging.WARNING, told, latency_s, reason=public_text(error))
+        if self._denial is not None:
+            level, told = self._denial
+            self._tell(level, told, latency_s, reason=public_text(error))
             return
         self.observer.failed("model call failed", error, **self._facts(latency_s))
         self._measure(latency_s, has_failed=True)

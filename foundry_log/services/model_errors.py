@@ -3,6 +3,7 @@
     ModelError
     ├── ContentFilterError      the prompt was refused, or the reply was cut off, by a filter
     ├── OutputLengthError       the reply was cut off at its limit of tokens
+    ├── RefusalError            the model would not answer
     ├── TokenBudgetError        one more attempt would pass the call's own bound
     └── UnreadableReplyError    what came back is no chat completion
 
@@ -54,11 +55,18 @@ class OutputLengthError(ModelError):
         return f"the reply was cut off at max_tokens={self.max_tokens}: give it more, or None"
 
 
+class RefusalError(ModelError):
+    """The model would not answer; its words are in the reply's body alone."""
+
+    def __str__(self) -> str:
+        return "the model refused to answer: change the prompt"
+
+
 class TokenBudgetError(ModelError):
     """One more attempt would pass `max_total_tokens`, and was not made.
 
     Args:
-        used: tokens of the attempts before.
+        used: tokens of the attempts before, those that a denial ended too.
         asked: tokens that the next one was estimated to come to.
         bound: tokens that all attempts together may come to.
     """
@@ -92,7 +100,7 @@ def refusal(error: BaseException) -> ContentFilterError | None:
 
 
 def stop_error(choice: Any, max_tokens: int | None) -> ModelError | None:
-    """Return what is wrong with how a reply ended, None where it ended by itself.
+    """Return why a reply holds no result, None where it may hold one.
 
     Args:
         choice: of a chat completion.
@@ -103,6 +111,8 @@ def stop_error(choice: Any, max_tokens: int | None) -> ModelError | None:
         return OutputLengthError(max_tokens)
     if reason == "content_filter":
         return ContentFilterError("reply", _filtered(getattr(choice, "content_filter_results", {})))
+    if getattr(getattr(choice, "message", None), "refusal", None):
+        return RefusalError()
     return None
 
 

@@ -21,6 +21,8 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
+from pydantic import ValidationError
+
 from foundry_log.context import bound
 from foundry_log.encoding import exception_text
 from foundry_log.services.loggable import public_text
@@ -35,6 +37,12 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _observer = Observer(logging.getLogger("foundry_log.services.retry_helpers"))
+
+
+def is_denial(error: BaseException) -> bool:
+    """Whether an error is a denial; that of an invalid reply quotes what the model has written."""
+    is_value_error = isinstance(error, ValueError) and not isinstance(error, ValidationError)
+    return is_value_error and DENIED in exception_text(error)
 
 
 class StatusSource(Protocol):
@@ -88,9 +96,10 @@ async def with_token_limit_retry(
     """Call a function, and again after each denial once the budget is free; return its value.
 
     Only a ValueError whose text has `would be exceeded` is tried again, after the status's
-    `reset_time_seconds` + 1 s. Everything else passes as it was raised: other errors, the denial of
-    the last attempt, and a denial where there is no status, or none with a finite
-    `reset_time_seconds`. Cancelling passes at once, also out of a wait.
+    `reset_time_seconds` + 1 s; a pydantic ValidationError is not, whatever it quotes. Everything
+    else passes as it was raised: other errors, the denial of the last attempt, and a denial where
+    there is no status, or none with a finite `reset_time_seconds`. Cancelling passes at once, also
+    out of a wait.
 
     Args:
         func: coroutine function or plain function; what it returns is awaited where that can be.
@@ -180,7 +189,7 @@ class TokenLimitRetry:
                 try:
                     return await _value(func(*args, **kwargs))
                 except ValueError as error:
-                    if attempt >= self._max_retries or not _is_denial(error):
+                    if attempt >= self._max_retries or not is_denial(error):
                         raise
                     wait_s = await self._wait_s(error, attempt, deadline)
                     if wait_s is None:
@@ -203,7 +212,7 @@ class TokenLimitRetry:
             told = f"not tried again: the wait would end after the {self._deadline_s:g} s allowed"
             _observer.say(logging.WARNING, told, **fields)
             return None
-        _observer.say(logging.WARNING, "tried again once there is budget", **fields)
+        _observer.say(logging.WARNING, "waiting for budget", **fields)
         return wait_s
 
     async def _reset_s(self) -> float | None:
@@ -219,10 +228,6 @@ class TokenLimitRetry:
 
 async def _value(result: Any) -> Any:
     return await result if inspect.isawaitable(result) else result
-
-
-def _is_denial(error: ValueError) -> bool:
-    return DENIED in exception_text(error)
 
 
 def _finite(number: Any) -> float | None:

@@ -16,22 +16,27 @@ import logging
 import math
 import os
 import random as randomness
+import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 from foundry_log.backoff import wait_s
 from foundry_log.context import bound
 from foundry_log.error_tracker import ErrorTracker
 from foundry_log.extras import import_extra
+from foundry_log.files.locks import thread_lock
 from foundry_log.metrics import MetricsLogger
 from foundry_log.redaction import REPLACEMENT, Redactor
 from foundry_log.services.loggable import public_text
+from foundry_log.services.loop_sessions import LoopSession, Work
 from foundry_log.services.observing import Observer
+from foundry_log.services.server_health import BudgetServerError, ServerHealth
 
 MAX_CALL_S = 30.0
 """Seconds at most from a call to its end, attempts and waits together; `timeout_s` if longer."""
@@ -41,45 +46,24 @@ MAX_UNDOING = 1_000
 """Locks at most that are being given back at once; others are left to expire."""
 MAX_DETAIL = 300
 """Characters of a server's own words in a failure."""
+MAX_WORDS = 4 * MAX_DETAIL
+"""Characters of a server's own words that are looked through for secrets; of a denial's all that
+are told."""
+MAX_REFUSAL = 16_384
+"""Bytes that are read of an answer whose status is not 200."""
+MAX_ANSWER = {"lock": 65_536, "status": 4 * 1024 * 1024}
+"""Bytes of an answer that is read, by path: a status names 1,000 applications at most. Of other
+answers the status code says all."""
 
 _DELAY_S = 1.0
+_LEAST_TIMEOUT_S = 0.001  # aiohttp takes 0 and less for "none"
 _FASTER = 10.0  # than the waits of `backoff`, made for servers far away: this one is next door
 _MAY_PASS = frozenset({429, 500, 502, 503, 504})
 _WRONG_REQUEST = frozenset({400, 409, 413, 415, 422})
 _MAY_BE_DONE = frozenset({502, 504})  # a proxy has lost the answer
-_ANSWERED = frozenset({"lock", "status"})  # of others the status says all
+_JSON_TYPE = re.compile(r"application/(?:[\w.+-]+\+)?json", re.IGNORECASE)
 
 _redactor = Redactor()
-
-
-class BudgetServerError(Exception):
-    """Why the budget server has not done what it was asked for; callers get its text as a value.
-
-    Args:
-        text: without secrets.
-        cause: what failures of the same kind have in common.
-        may_pass: whether another attempt may succeed.
-        may_be_done: whether the server may have done it all the same.
-        is_of_request: whether it is this request that is wrong, rather than the server.
-        asked_s: seconds that the server asks to wait.
-    """
-
-    def __init__(
-        self,
-        text: str,
-        cause: str,
-        *,
-        may_pass: bool = False,
-        may_be_done: bool = False,
-        is_of_request: bool = False,
-        asked_s: float | None = None,
-    ) -> None:
-        super().__init__(text)
-        self.cause = cause
-        self.may_pass = may_pass
-        self.may_be_done = may_be_done
-        self.is_of_request = is_of_request
-        self.asked_s = asked_s
 
 
 @dataclass(frozen=True)
@@ -170,12 +154,12 @@ class TokenClient:
         self._observer = Observer(
             logging.getLogger("foundry_log.services.token_client"), metrics, errors
         )
-        self._health = _Health(self._observer, is_tracked=errors is not None)
-        self._lines: dict[asyncio.AbstractEventLoop, _Line] = {}
+        self._health = ServerHealth(self._observer, is_tracked=errors is not None)
+        self._sessions: dict[asyncio.AbstractEventLoop, LoopSession] = {}
+        self._sessions_lock = thread_lock()
 
     def __repr__(self) -> str:
-        where = _redactor.text(self.base_url) or "no server"
-        return f"<{type(self).__name__} of {self.app_id!r} at {where}>"
+        return f"<{type(self).__name__} of {self.app_id!r} at {_where(self.base_url)}>"
 
     async def lock_tokens(self, token_count: int) -> tuple[bool, str | None, str | None]:
         """Ask for tokens before they are used.
@@ -243,11 +227,14 @@ class TokenClient:
         That of the loop that runs; idempotent. A call after it opens a new one.
         """
         loop = asyncio.get_running_loop()
-        if loop in self._lines:
-            await _finished(self._lines[loop].undoing)
-        line = self._lines.pop(loop, None)
-        if line is not None:
-            await line.end()
+        await asyncio.sleep(0)  # who was cancelled just before has a lock to give back by now
+        kept = self._sessions.get(loop)
+        if kept is not None:
+            await kept.finish()
+        with self._sessions_lock:
+            ended = self._sessions.pop(loop, None)
+        if ended is not None:
+            await ended.end()
 
     async def __aenter__(self) -> TokenClient:
         return self
@@ -267,7 +254,8 @@ class TokenClient:
             self._finish(call, outcome, "")
             return False, None, f"Client error: {outcome.failure}"
         if outcome.answer.get("allowed") is not True:
-            message = self._blanked(_text(outcome.answer.get("message"))) or "Unknown error"
+            words = self._blanked(_text(outcome.answer.get("message")))
+            message = words[:MAX_WORDS] or "Unknown error"
             self._finish(call, outcome, "tokens denied", logging.WARNING, reason=message)
             return False, None, message
         request_id = _joined(outcome.answer)
@@ -311,28 +299,25 @@ class TokenClient:
     # --- locks that nobody waits for any more ---
 
     def _undo_in_background(self, call: _Call) -> None:
-        line = self._line()
-        if len(line.undoing) >= MAX_UNDOING:
+        session = self._session()
+        if session.at_work >= MAX_UNDOING:
             text = f"{MAX_UNDOING} locks are being given back: others are left to expire"
             self._health.fails(BudgetServerError(text, "too many locks to give back"))
-            return
-        task = asyncio.get_running_loop().create_task(self._undo(call))
-        line.undoing.add(task)
-        task.add_done_callback(line.undoing.discard)
+        else:
+            session.start(Work(lambda: self._undo(call), self._tell_held))
 
     async def _undo(self, call: _Call) -> None:
         """Ask what came of a lock, by its key, and give back what was granted."""
-        is_undone = False
-        try:
-            outcome = await self._asked(call)
-            is_granted = outcome.answer.get("allowed") is True
-            is_undone = outcome.failure is None and (
-                not is_granted or await self.release_tokens(_joined(outcome.answer))
-            )
-        finally:
-            if not is_undone:
-                told = "a lock that nobody waits for may be held until it expires"
-                self._observer.say(logging.WARNING, told)
+        outcome = await self._asked(call)
+        is_granted = outcome.answer.get("allowed") is True
+        if outcome.failure is not None or (
+            is_granted and not await self.release_tokens(_joined(outcome.answer))
+        ):
+            self._tell_held()
+
+    def _tell_held(self) -> None:
+        told = "a lock that nobody waits for may be held until it expires"
+        self._observer.say(logging.WARNING, told)
 
     # --- the network ---
 
@@ -347,12 +332,9 @@ class TokenClient:
                 self._health.works()
                 break
             failures.append(failure)
-            waits_s = self._wait_s(failures)
-            if waits_s is None or self._clock() + waits_s >= deadline:
+            if not await self._next_attempt(call, failures, deadline):
                 self._health.fails(failure)
                 break
-            self._tell_retry(call, failures, waits_s)
-            await self._sleep(waits_s)
         return _Outcome(
             answer=answer,
             failure=failure,
@@ -360,6 +342,17 @@ class TokenClient:
             retries=len(failures) - (failure is not None),
             latency_s=self._clock() - began,
         )
+
+    async def _next_attempt(
+        self, call: _Call, failures: list[BudgetServerError], deadline: float
+    ) -> bool:
+        """Wait for the next attempt; return whether there is to be one."""
+        waits_s = self._wait_s(failures)
+        if waits_s is None or self._clock() + waits_s >= deadline:
+            return False
+        self._tell_retry(call, failures, waits_s)
+        await self._sleep(waits_s)
+        return self._clock() < deadline  # a loop may be blocked, and a machine suspended
 
     def _wait_s(self, failures: list[BudgetServerError]) -> float | None:
         """Return the seconds until the next attempt, None where there is to be none."""
@@ -382,7 +375,7 @@ class TokenClient:
     async def _attempt(
         self, call: _Call, left_s: float
     ) -> tuple[Mapping[str, Any], BudgetServerError | None]:
-        timeout_s = min(self._timeout_s, left_s)
+        timeout_s = max(_LEAST_TIMEOUT_S, min(self._timeout_s, left_s))
         try:
             return await self._exchange(call, timeout_s), None
         except BudgetServerError as error:
@@ -404,17 +397,15 @@ class TokenClient:
             request.update(method="POST", headers=headers, data=_encoded(call.body))
         timeout = self._aiohttp.ClientTimeout(total=timeout_s)
         request.update(timeout=timeout, allow_redirects=False)
-        async with self._line().session.request(**request) as response:
+        async with self._session().client.request(**request) as response:
             if response.status != 200:
                 raise await self._refusal(response)
-            answer = await response.json() if call.path in _ANSWERED else {}
-        if not isinstance(answer, dict):
-            raise BudgetServerError("the answer is no JSON object", "no JSON object")
-        return answer
+            return await _answer(response, MAX_ANSWER[call.path]) if call.path in MAX_ANSWER else {}
 
     async def _refusal(self, response: Any) -> BudgetServerError:
         status = response.status
-        detail = self._clean(_detail(await response.text(errors="replace")))
+        body = await _beginning(response, MAX_REFUSAL)
+        detail = self._clean(_detail(body.decode(errors="replace")))
         return BudgetServerError(
             f"HTTP {status}: {detail or response.reason}",
             f"HTTP {status}",
@@ -430,6 +421,9 @@ class TokenClient:
         if isinstance(error, asyncio.TimeoutError):
             text = f"{kind}: no answer within {timeout_s:.3g} s"
             return _caused(error, text, may_pass=True, may_be_done=True)
+        wrong_url = (self._aiohttp.InvalidURL, self._aiohttp.NonHttpUrlClientError)
+        if isinstance(error, wrong_url):  # whose text may hold a password
+            return BudgetServerError(f"{kind}: base_url is no http:// or https:// URL", kind)
         text = f"{kind}: {self._clean(public_text(error))}"
         if isinstance(error, self._aiohttp.ClientConnectorError):
             return _caused(error, text, may_pass=True)
@@ -439,99 +433,29 @@ class TokenClient:
 
     def _clean(self, text: str) -> str:
         """Return words of others, shortened, without secrets."""
-        return _redactor.text(self._blanked(text))[:MAX_DETAIL]
+        return _redactor.text(self._blanked(text)[:MAX_WORDS])[:MAX_DETAIL]
 
     def _blanked(self, text: str) -> str:
         """Return a text without our token, which a server may send back."""
         return text.replace(self._bearer_token, REPLACEMENT) if self._bearer_token else text
 
-    def _line(self) -> _Line:
-        """Return what the running loop has, opened if need be."""
+    def _session(self) -> LoopSession:
+        """Return that of the running loop, opened if need be."""
         loop = asyncio.get_running_loop()
-        line = self._lines.get(loop)
-        if line is None:
-            self._lines = {of: kept for of, kept in self._lines.items() if not of.is_closed()}
-            line = self._lines[loop] = _Line(self._new_session())
-        return line
+        with self._sessions_lock:
+            session = self._sessions.get(loop)
+            if session is None:
+                for ended in [other for other in self._sessions if other.is_closed()]:
+                    del self._sessions[ended]
+                session = LoopSession(self._new_client(), UNDONE_WITHIN_S)
+                self._sessions[loop] = session
+            return session
 
-    def _new_session(self) -> Any:
+    def _new_client(self) -> Any:
         bearer = {"Authorization": f"Bearer {self._bearer_token}"} if self._bearer_token else {}
         return self._aiohttp.ClientSession(
             headers=bearer, cookie_jar=self._aiohttp.DummyCookieJar()
         )
-
-
-class _Line:
-    """The session of one event loop, and the tasks in it that give locks back."""
-
-    def __init__(self, session: Any) -> None:
-        self.session = session
-        self.undoing: set[asyncio.Task[None]] = set()
-        self._life = _living(session, self.undoing)
-        with contextlib.suppress(StopIteration):  # its first step, which waits for nothing
-            self._life.__anext__().__await__().send(None)
-
-    async def end(self) -> None:
-        await self._life.aclose()
-
-
-async def _living(session: Any, undoing: set[asyncio.Task[None]]) -> AsyncGenerator[None, None]:
-    """Close a session at the end: when this is closed, is forgotten, or the loop ends.
-
-    Loops close their asynchronous generators before they end; they know no other way to be told.
-    """
-    try:
-        yield
-    finally:
-        try:
-            await _finished(undoing)
-        finally:
-            await session.close()
-
-
-async def _finished(tasks: set[asyncio.Task[None]]) -> None:
-    """Wait for tasks, UNDONE_WITHIN_S at most; stop those that are left."""
-    if tasks:
-        _, late = await asyncio.wait(tasks, timeout=UNDONE_WITHIN_S)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
-
-
-class _Health:
-    """Whether the server works: says once per cause that it does not, and once that it is back."""
-
-    def __init__(self, observer: Observer, *, is_tracked: bool) -> None:
-        self._observer = observer
-        self._is_tracked = is_tracked
-        self._causes: set[str] = set()
-        self._failed_calls = 0
-
-    def is_failing_by(self, cause: str) -> bool:
-        """Whether failures of this kind have been reported since the server worked."""
-        return cause in self._causes
-
-    def works(self) -> None:
-        """Note that the server has answered."""
-        if self._causes:
-            told = "the budget server answers again"
-            self._observer.say(logging.INFO, told, failed_calls=self._failed_calls)
-            self._causes.clear()
-            self._failed_calls = 0
-
-    def fails(self, failure: BudgetServerError) -> None:
-        """Note why a call has failed."""
-        if failure.is_of_request:
-            return
-        self._failed_calls += 1
-        if self.is_failing_by(failure.cause):
-            return
-        self._causes.add(failure.cause)
-        told = "the budget server fails; calls that do so in the same way are counted"
-        if self._is_tracked:
-            self._observer.failed(told, failure)
-        else:
-            self._observer.say(logging.WARNING, told, reason=str(failure))
 
 
 def _caused(error: BaseException, text: str, **kind: bool) -> BudgetServerError:
@@ -551,6 +475,34 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
     except Exception as error:  # whatever an argument's class does when it is looked at
         text = f"{type(error).__name__}: {public_text(error)}"
         raise BudgetServerError(text, type(error).__name__, is_of_request=True) from error
+
+
+async def _answer(response: Any, most: int) -> Mapping[str, Any]:
+    """Return the JSON object that an answer holds.
+
+    Raises:
+        BudgetServerError: it holds none, or more than `most` bytes.
+        ValueError: it is no JSON, or no UTF-8.
+        RecursionError: it is nested too deep.
+    """
+    if not _JSON_TYPE.fullmatch(response.content_type):
+        text = f"the answer is no JSON, unexpected mimetype: {response.content_type}"
+        raise BudgetServerError(_redactor.text(text[:MAX_DETAIL]), "unexpected mimetype")
+    body = await _beginning(response, most + 1)
+    if len(body) > most:
+        raise BudgetServerError(f"the answer has more than {most} bytes", "answer too long")
+    answer = json.loads(body.decode())
+    if not isinstance(answer, dict):
+        raise BudgetServerError("the answer is no JSON object", "no JSON object")
+    return answer
+
+
+async def _beginning(response: Any, most: int) -> bytes:
+    """Return the body of an answer, `most` bytes of it if it is longer."""
+    body = bytearray()
+    while len(body) < most and (chunk := await response.content.read(most - len(body))):
+        body += chunk
+    return bytes(body)
 
 
 def _detail(body: str) -> str:
@@ -601,6 +553,18 @@ def _base_url(given: str | None) -> str:
     if given is None:
         given = os.environ.get("TOKEN_COUNTER_URL", "")
     return str(given).rstrip("/")
+
+
+def _where(base_url: str) -> str:
+    """Return scheme, host and port of a URL: what else it has may be secret."""
+    if not base_url:
+        return "no server"
+    with contextlib.suppress(ValueError):
+        url = urlsplit(base_url)
+        if url.scheme in ("http", "https") and url.hostname:
+            host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+            return f"{url.scheme}://{host}" + (f":{url.port}" if url.port is not None else "")
+    return "a wrong URL"
 
 
 def _bearer_token(given: str | None) -> str | None:

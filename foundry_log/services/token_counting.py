@@ -110,7 +110,7 @@ class TokenCounter:
         self, count: Callable[..., int], request: Mapping[str, Any], *args: Any
     ) -> int:
         """Return a count of a request, without blocking the event loop."""
-        if self._count is None or _size(request) > _FEW:
+        if self._count is None or _is_long(request):
             return await asyncio.to_thread(count, request, *args)
         return count(request, *args)
 
@@ -164,10 +164,19 @@ def _schemas(request: Mapping[str, Any]) -> list[Any]:
     return [request[name] for name in ("tools", "functions", "response_format") if name in request]
 
 
-def _size(request: Mapping[str, Any]) -> int:
+def _is_long(request: Mapping[str, Any]) -> bool:
+    return _size([*map(dict, request["messages"]), *_schemas(request)]) > _FEW
+
+
+def _size(value: Any) -> int:
     """Return about how many characters are to be counted."""
-    contents = [message.get("content") for message in map(dict, request["messages"])]
-    return sum(len(content if isinstance(content, str) else _json(content)) for content in contents)
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values())) + sum(map(_size, value))
+    if isinstance(value, (list, tuple)):
+        return sum(map(_size, value))
+    return len(_json(value))
 
 
 def _json(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
 import logging
@@ -24,6 +25,7 @@ from foundry_log.services.azure_openai_service import AzureOpenAIService
 from foundry_log.services.model_errors import (
     ContentFilterError,
     OutputLengthError,
+    RefusalError,
     TokenBudgetError,
     UnreadableReplyError,
 )
@@ -57,6 +59,7 @@ VARIABLES = {
     "APP_OPENAI_ENGINE": "gpt-4o",
     "APP_OPENAI_API_KEY": "key-of-the-test",
 }
+NOWHERE = "http://127.0.0.1:9"
 OTHER_NAMES = {
     "APP_OPENAI_API_VERSION": "AZURE_OPENAI_API_VERSION",
     "APP_OPENAI_API_BASE": "AZURE_OPENAI_ENDPOINT",
@@ -87,6 +90,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     for name, value in VARIABLES.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("COUNTER_APP_BASE_URL", NOWHERE)
 
 
 @dataclass
@@ -97,12 +101,18 @@ class Ledger:
     reported: list[tuple[str, int, int]] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     denial: str | None = None
+    denied_locks: set[int] = field(default_factory=set)
+    """Which locks are denied though there is budget soon, counted from 1."""
+    locks: int = 0
     settles: bool | Exception = True
 
     async def lock_tokens(self, token_count: int) -> tuple[bool, str | None, str | None]:
         """Grant, or deny."""
+        self.locks += 1
         if self.denial is not None:
             return False, None, self.denial
+        if self.locks in self.denied_locks:
+            return False, None, "Token limit would be exceeded: soon free"
         self.asked.append(token_count)
         return True, f"id-{len(self.asked)}", None
 
@@ -184,13 +194,15 @@ class TestInit:
     @in_loop
     async def test_the_environment_says_which_model(self) -> None:
         """Version, endpoint, deployment and key are read from APP_ variables."""
-        async with AzureOpenAIService() as service:
-            assert service.model == "gpt-4o"
-            assert service.app_id == "default_app"
-            assert isinstance(service.client, openai.AsyncAzureOpenAI)
-            assert isinstance(service.instructor_client, instructor.AsyncInstructor)
-            assert isinstance(service.token_client, TokenClient)
-            assert service.client.api_key == "key-of-the-test"
+        service = AzureOpenAIService()
+        assert service.model == "gpt-4o"
+        assert service.app_id == "default_app"
+        assert isinstance(service.client, openai.AsyncAzureOpenAI)
+        assert isinstance(service.instructor_client, instructor.AsyncInstructor)
+        assert isinstance(service.token_client, TokenClient)
+        assert service.token_client.base_url == NOWHERE
+        assert service.client.api_key == "key-of-the-test"
+        await service.close()
 
     @in_loop
     async def test_azure_names_of_the_variables_serve_too(
@@ -201,28 +213,29 @@ class TestInit:
             monkeypatch.setenv(other, VARIABLES[name])
             monkeypatch.delenv(name)
         monkeypatch.setenv("AZURE_OPENAI_DEPLOYMENT_NAME", "theirs")
-        async with AzureOpenAIService() as service:
+        async with AzureOpenAIService(token_client=Ledger()) as service:
             assert service.model == "theirs"
         monkeypatch.setenv("APP_OPENAI_ENGINE", "ours")
-        async with AzureOpenAIService() as service:
+        async with AzureOpenAIService(token_client=Ledger()) as service:
             assert service.model == "ours"
 
     @in_loop
     async def test_arguments_win_over_the_environment(self) -> None:
         """A model, an application and a budget server of one's own."""
-        url = "http://127.0.0.1:9/"
-        async with AzureOpenAIService("custom", "tickets", url) as service:
-            assert (service.model, service.app_id) == ("custom", "tickets")
-            assert service.token_client.base_url == "http://127.0.0.1:9"
+        service = AzureOpenAIService("custom", "tickets", "http://127.0.0.1:8/")
+        assert (service.model, service.app_id) == ("custom", "tickets")
+        assert service.token_client.base_url == "http://127.0.0.1:8"
+        await service.close()
 
     def test_all_missing_variables_are_named_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Both names of each are in one message."""
-        for name in VARIABLES:
+        for name in (*VARIABLES, "COUNTER_APP_BASE_URL"):
             monkeypatch.delenv(name)
         with pytest.raises(ValueError, match="missing") as caught:
             AzureOpenAIService()
         for name in ("APP_OPENAI_API_VERSION", "APP_OPENAI_API_BASE", "APP_OPENAI_ENGINE"):
             assert f"{name} or {OTHER_NAMES[name]}" in str(caught.value)
+        assert "COUNTER_APP_BASE_URL or TOKEN_COUNTER_URL" in str(caught.value)
 
     @pytest.mark.parametrize("name", list(VARIABLES)[:3])
     def test_a_missing_variable_is_named(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +244,45 @@ class TestInit:
         with pytest.raises(ValueError, match=f"{name} or {OTHER_NAMES[name]}") as caught:
             AzureOpenAIService()
         assert ";" not in str(caught.value)
+
+    @in_loop
+    async def test_a_missing_budget_server_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Unless one is given; what a token client takes for none is none."""
+        monkeypatch.setenv("COUNTER_APP_BASE_URL", "")
+        monkeypatch.setenv("TOKEN_COUNTER_URL", NOWHERE)
+        for options in ({}, {"token_counter_url": ""}):
+            with pytest.raises(ValueError, match=r"set COUNTER_APP_BASE_URL or TOKEN_COUNTER_URL$"):
+                AzureOpenAIService(**options)
+        await AzureOpenAIService(token_client=Ledger()).close()
+        await AzureOpenAIService(token_counter_url=NOWHERE).close()
+        monkeypatch.delenv("COUNTER_APP_BASE_URL")
+        service = AzureOpenAIService()
+        assert service.token_client.base_url == NOWHERE
+        await service.close()
+
+    @in_loop
+    async def test_a_budget_server_that_fails_is_told_at_the_start(
+        self, logged: pytest.LogCaptureFixture
+    ) -> None:
+        """A wrong token and a server that is not there; the service starts all the same."""
+        async with AzureOpenAIService("gpt-4o", "tests", NOWHERE):
+            assert any("budget server fails" in record.getMessage() for record in logged.records)
+        logged.clear()
+        options = {"bearer_token": "right"}
+        async with serving(TokenBudget(10_000, 50), **options) as url:
+            async with AzureOpenAIService("gpt-4o", "tests", url):
+                (told,) = [r for r in logged.records if "budget server fails" in r.getMessage()]
+        assert "401" in told.reason
+
+    @in_loop
+    async def test_a_token_client_that_was_given_is_not_asked_at_the_start(self) -> None:
+        """It has been in use before."""
+        asked = []
+        ledger = Ledger()
+        ledger.get_status = lambda: asked.append(1)  # type: ignore[method-assign, assignment]
+        async with AzureOpenAIService(token_client=ledger):
+            pass
+        assert asked == []
 
     @pytest.mark.parametrize(
         "options",
@@ -275,7 +327,7 @@ class TestInit:
     @in_loop
     async def test_nothing_secret_is_in_its_repr(self) -> None:
         """Neither key nor endpoint."""
-        async with AzureOpenAIService() as service:
+        async with AzureOpenAIService(token_client=Ledger()) as service:
             assert repr(service) == "<AzureOpenAIService of 'gpt-4o' for 'default_app'>"
 
 
@@ -285,7 +337,8 @@ class TestTokenCounting:
     @in_loop
     async def test_the_estimate_has_prompt_schema_and_reply(self) -> None:
         """Each adds to it; the reply is its limit, or the allowance."""
-        async with AzureOpenAIService(completion_allowance=500) as service:
+        options = {"completion_allowance": 500, "token_client": Ledger()}
+        async with AzureOpenAIService(**options) as service:
             prompt = service.count_tokens(ASK)
             assert service.estimate_token_count(ASK) == prompt + 500
             assert service.estimate_token_count(ASK, max_tokens=7) == prompt + 7
@@ -433,7 +486,7 @@ class TestStructuredOutput:
     async def test_a_denied_lock_is_the_servers_words_and_releases_nothing(
         self, logged: pytest.LogCaptureFixture
     ) -> None:
-        """No request is sent; the denial is a warning, not an error."""
+        """No request is sent; the token client has warned of the denial."""
         async with world(model_server.replies(ADA)) as here:
             here.ledger.denial = "Token limit would be exceeded: 9 of 10"
             with pytest.raises(ValueError, match=r"^Token limit would be exceeded: 9 of 10$"):
@@ -441,7 +494,24 @@ class TestStructuredOutput:
         assert here.model.requests == []
         assert here.ledger.released == []
         (told,) = records(logged, "model call denied: no tokens")
-        assert (told.levelname, told.denials) == ("WARNING", 1)
+        assert (told.levelname, told.denials) == ("INFO", 1)
+
+    @in_loop
+    async def test_a_budget_server_that_fails_is_no_denial(
+        self, logged: pytest.LogCaptureFixture, tmp_path: Path
+    ) -> None:
+        """It is told and counted as a failure; the text of the error stays the client's."""
+        metrics = MetricsLogger("calls", tmp_path)
+        async with world(model_server.replies(ADA), metrics=metrics) as here:
+            here.ledger.denial = "Client error: TimeoutError: no answer within 10 s"
+            with pytest.raises(ValueError, match=r"^Client error: TimeoutError"):
+                await here.service.structured_completion(User, ASK)
+        metrics.close()
+        (told,) = records(logged, "model call not made: the budget server failed")
+        assert (told.levelname, told.denials) == ("WARNING", 0)
+        assert "no answer within 10 s" in told.reason
+        (line,) = metrics.get_metrics_history()
+        assert (line["metrics"]["failed"], line["metrics"]["denials"]) == (1, 0)
 
     @in_loop
     async def test_an_error_of_the_api_releases_the_lock(
@@ -483,6 +553,11 @@ class TestStructuredOutput:
             (model_server.says("{broken"), json.JSONDecodeError),
             (model_server.says("hello", "text/plain"), UnreadableReplyError),
             (model_server.says('{"choices": []}'), UnreadableReplyError),
+            (model_server.says('{"choices": [{"message": "hi"}]}'), UnreadableReplyError),
+            (model_server.says('{"choices": [{}]}'), UnreadableReplyError),
+            (model_server.says('{"choices": [null]}'), UnreadableReplyError),
+            (model_server.says('{"choices": {"a": 1}}'), UnreadableReplyError),
+            (model_server.says('{"choices": "abc"}'), UnreadableReplyError),
         ],
     )
     @in_loop
@@ -497,6 +572,29 @@ class TestStructuredOutput:
         assert prompt > 20
         assert completion == 0
         assert here.ledger.open_locks == 0
+
+    @in_loop
+    async def test_an_unreadable_reply_is_reported_by_the_usage_it_states(self) -> None:
+        """Whatever shape the rest has."""
+        usage = json.dumps(model_server.USAGE)
+        answer = model_server.says(f'{{"choices": [{{"message": "hi"}}], "usage": {usage}}}')
+        async with world(answer) as here:
+            with pytest.raises(UnreadableReplyError):
+                await here.service.structured_completion(User, ASK)
+        assert (here.ledger.reported, here.ledger.released) == ([("id-1", 50, 20)], [])
+
+    @in_loop
+    async def test_a_models_refusal_is_an_error_without_its_words(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It is not asked again, and nothing that it wrote is in a record."""
+        caplog.set_level(logging.DEBUG, "foundry_log")
+        async with world(model_server.refuses("I will not speak of Jane Doe")) as here:
+            with pytest.raises(RefusalError) as caught:
+                await here.service.structured_completion(User, ASK)
+        assert "Jane Doe" not in str(caught.value)
+        assert here.ledger.reported == [("id-1", 50, 20)]
+        assert "Jane Doe" not in caplog.text + str([vars(record) for record in caplog.records])
 
     @in_loop
     async def test_a_refused_prompt_is_a_content_filter_error(self) -> None:
@@ -543,6 +641,21 @@ class TestStructuredOutput:
         assert caught.value.used + caught.value.asked > caught.value.bound == bound
         assert here.ledger.reported == [("id-1", 50, 20)]
 
+    @in_loop
+    async def test_one_budget_bounds_what_is_made_again_after_denials(self) -> None:
+        """What the attempts before a denial have used counts."""
+        async with world(model_server.replies({"name": "Ada"})) as here:
+            here.ledger.denied_locks = {2, 4, 6, 8}
+            messages = here.service.format_prompt("", "Who?")
+            bound = here.service.estimate_token_count(messages, 30, User) + 200
+            with pytest.raises(TokenBudgetError) as caught:
+                await here.service.structured_prompt(
+                    User, "", "Who?", max_tokens=30, max_total_tokens=bound, max_retries=8
+                )
+        assert caught.value.used == 140
+        assert len(here.model.requests) == 2
+        assert here.ledger.open_locks == 0
+
     @pytest.mark.parametrize("option", ["stream", "model", "max_retries"])
     @in_loop
     async def test_an_option_of_the_services_own_is_refused(self, option: str) -> None:
@@ -550,8 +663,10 @@ class TestStructuredOutput:
         async with world(model_server.replies(ADA)) as here:
             with pytest.raises(ValueError, match=option):
                 await here.service.structured_completion(User, ASK, **{option: 1})
-            with pytest.raises(ValueError, match="max_tokens=0"):
-                await here.service.structured_completion(User, ASK, max_tokens=0)
+            for name in ("max_tokens", "max_total_tokens", "max_completion_tokens", "n"):
+                for value in (0, -100_000, 1.5, "3"):
+                    with pytest.raises(ValueError, match=f"{name}={value!r}"):
+                        await here.service.structured_completion(User, ASK, **{name: value})
         assert here.ledger.asked == []
 
     @pytest.mark.parametrize("settles", [False, RuntimeError("the budget server is gone")])
@@ -587,6 +702,23 @@ class TestCancelling:
                 await asyncio.sleep(0.01)
         (told,) = records(logged, "model call cancelled")
         assert told.tokens_refunded == told.tokens_asked
+
+    @in_loop
+    async def test_a_cancelled_request_of_the_services_own_client_hangs_up(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The deadline that it runs under keeps it from nothing."""
+        async with running_model() as model:
+            model.answers(model_server.hangs())
+            monkeypatch.setenv("APP_OPENAI_API_BASE", model.url)
+            async with AzureOpenAIService(token_client=Ledger()) as service:
+                call = asyncio.create_task(service.structured_completion(User, ASK))
+                await model.arrived.wait()
+                call.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await call
+                while not model.let_go:
+                    await asyncio.sleep(0.01)
 
     @in_loop
     async def test_a_call_cancelled_while_it_reports_has_reported(self) -> None:
@@ -633,6 +765,60 @@ class TestCancelling:
         assert any("are not settled yet" in message for message in told)
 
     @in_loop
+    async def test_closing_waits_for_calls_and_refuses_others(self) -> None:
+        """The reply comes, is reported, and SDKs stay quiet until then; no lock is taken later."""
+        async with world(model_server.replies(ADA, after_s=0.2)) as here:
+            call = asyncio.create_task(here.service.structured_completion(User, ASK))
+            await here.model.arrived.wait()
+            closing = asyncio.create_task(here.service.close())
+            await asyncio.sleep(0)
+            with pytest.raises(RuntimeError, match="is closed"):
+                await here.service.structured_completion(User, ASK)
+            assert logging.getLogger("instructor").level == logging.CRITICAL
+            await here.service.close()
+            assert call.done()
+            assert is_ada(await call)
+            await closing
+            with pytest.raises(RuntimeError, match="is closed"):
+                await here.service.structured_prompt(User, "", "Who?")
+        assert here.ledger.reported == [("id-1", 50, 20)]
+        assert len(here.ledger.asked) == 1
+
+    @in_loop
+    async def test_a_cancelled_close_has_closed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It waits for calls no longer; nothing is left open, or quiet."""
+        async with running_model() as model:
+            model.answers(model_server.hangs())
+            monkeypatch.setenv("APP_OPENAI_API_BASE", model.url)
+            service = AzureOpenAIService(token_client=Ledger())
+            call = asyncio.create_task(service.structured_completion(User, ASK))
+            await model.arrived.wait()
+            closing = asyncio.create_task(service.close())
+            await asyncio.sleep(0)
+            closing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+            assert service.client.is_closed()
+            assert logging.getLogger("openai").level == logging.NOTSET
+            await service.close()
+            call.cancel()
+            await asyncio.wait([call])
+
+    @in_loop
+    async def test_an_entry_that_is_cancelled_has_closed(self) -> None:
+        """Nobody else could."""
+        async with hung_budget() as url:
+            service = AzureOpenAIService(token_counter_url=url)
+            entering = asyncio.create_task(service.__aenter__())
+            await asyncio.sleep(0.05)
+            assert not entering.done()
+            entering.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await entering
+            assert service.client.is_closed()
+            assert logging.getLogger("openai").level == logging.NOTSET
+
+    @in_loop
     async def test_a_cancelled_synchronous_call_is_settled_when_its_thread_is_done(
         self, logged: pytest.LogCaptureFixture
     ) -> None:
@@ -653,10 +839,23 @@ class TestCancelling:
         assert records(logged, "model call cancelled")[0].tokens_used == 70
 
 
+@contextlib.asynccontextmanager
+async def hung_budget() -> AsyncIterator[str]:
+    """The address of a server that takes connections and never answers."""
+    writers: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: writers.append(writer), "127.0.0.1", 0)
+    try:
+        yield "http://{}:{}".format(*server.sockets[0].getsockname()[:2])
+    finally:
+        server.close()
+        for writer in writers:
+            writer.close()
+
+
 class StandIn:
     """An object with the surface that the spec's tests replace, synchronous as they have it."""
 
-    def __init__(self, result: Any = None, error: Exception | None = None) -> None:
+    def __init__(self, result: Any = None, error: BaseException | None = None) -> None:
         self.chat = SimpleNamespace(completions=self)
         self.calls: list[dict[str, Any]] = []
         self.threads: list[int] = []
@@ -751,6 +950,37 @@ class TestStandIns:
                 with pytest.raises(raised):
                     await here.service.structured_completion(User, ASK)
                 assert here.ledger.released == ["id-1"]
+
+    @pytest.mark.parametrize(
+        "error", [StopIteration(), asyncio.CancelledError(), concurrent.futures.CancelledError()]
+    )
+    @in_loop
+    async def test_what_a_future_cannot_hold_fails_the_call_as_others_do(
+        self, error: BaseException
+    ) -> None:
+        """It neither hangs nor passes for the caller's own cancelling; the lock is released."""
+        async with world(model_server.replies(ADA)) as here:
+            here.service.instructor_client = StandIn(error=error)
+            with pytest.raises(RuntimeError, match=type(error).__name__) as caught:
+                await here.service.structured_completion(User, ASK)
+        assert caught.value.__cause__ is error
+        assert here.ledger.released == ["id-1"]
+
+    @pytest.mark.parametrize("kind", [StandIn, CoroutineStandIn])
+    @in_loop
+    async def test_an_error_that_is_no_exception_releases_the_lock(
+        self, kind: type[StandIn]
+    ) -> None:
+        """As some packages raise to end a program."""
+
+        class HardError(BaseException):
+            pass
+
+        async with world(model_server.replies(ADA)) as here:
+            here.service.instructor_client = kind(error=HardError())
+            with pytest.raises(HardError):
+                await here.service.structured_completion(User, ASK)
+        assert here.ledger.released == ["id-1"]
 
     @in_loop
     async def test_a_replaced_create_of_an_instructor_is_called(self) -> None:
@@ -898,6 +1128,23 @@ class TestRecords:
         assert not records(logged, "the SDK sent a request again")
 
     @in_loop
+    async def test_a_reply_that_trickles_ends_in_time(
+        self, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
+    ) -> None:
+        """`timeout_s` bounds a request and not each read; the SDK sends it again, which is told."""
+        async with running_model() as model:
+            model.answers(model_server.trickles())
+            monkeypatch.setenv("APP_OPENAI_API_BASE", model.url)
+            options = {"timeout_s": 0.2, "max_retries": 1}
+            async with AzureOpenAIService(token_client=Ledger(), **options) as service:
+                with pytest.raises(openai.APITimeoutError):
+                    await service.structured_completion(User, ASK)
+                assert service.token_client.released == ["id-1"]
+        assert len(model.requests) == 2
+        (told,) = records(logged, "a request is sent again")
+        assert (told.reason, told.retries) == ("no answer", 1)
+
+    @in_loop
     async def test_retries_of_a_given_client_are_told_once_a_request(
         self, logged: pytest.LogCaptureFixture
     ) -> None:
@@ -933,7 +1180,7 @@ class TestRecords:
     @in_loop
     async def test_sdks_are_quiet_while_a_service_is_open(self) -> None:
         """And have their levels back afterwards."""
-        async with AzureOpenAIService():
+        async with AzureOpenAIService(token_client=Ledger()):
             assert logging.getLogger("instructor").level == logging.CRITICAL
             assert logging.getLogger("openai").level == logging.WARNING
         assert logging.getLogger("instructor").level == logging.NOTSET
@@ -983,7 +1230,18 @@ class TestIntegration:
         assert len(statuses) == 1
 
     @in_loop
-    async def test_closing_closes_what_was_made_and_nothing_else(self) -> None:
+    async def test_an_invalid_reply_that_quotes_a_denial_is_none(self) -> None:
+        """The model is not asked again for its words."""
+        wrong = model_server.replies({"name": "Ada", "age": "would be exceeded"})
+        async with world(wrong, validation_retries=0) as here:
+            with pytest.raises(ValidationError):
+                await here.service.structured_prompt(User, "", "Who?")
+        assert len(here.model.requests) == 1
+
+    @in_loop
+    async def test_closing_closes_what_was_made_and_nothing_else(
+        self, logged: pytest.LogCaptureFixture
+    ) -> None:
         """Twice is once."""
         async with running_model() as model, client_of(model) as given:
             async with AzureOpenAIService("m", client=given, token_client=Ledger()) as service:
@@ -993,6 +1251,7 @@ class TestIntegration:
         service = AzureOpenAIService()
         await service.close()
         assert service.client.is_closed()
+        assert not records(logged, "closing failed")
 
     @in_loop
     async def test_what_cannot_be_closed_keeps_nothing_else_open(
@@ -1004,8 +1263,8 @@ class TestIntegration:
             async def close(self) -> None:
                 raise OSError("stuck")
 
-        service = AzureOpenAIService()
-        service._made.insert(0, Stuck())
+        service = AzureOpenAIService(token_client=Ledger())
+        service._ending.push_async_callback(service._end, Stuck())
         await service.close()
         assert service.client.is_closed()
         assert records(logged, "closing failed")

@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.unit, pytest.mark.services]
 TOKEN = "a-bearer-token-of-the-test"
 LOCK = {"app_id": "app", "token_count": 100}
 JSON = {"Content-Type": "application/json"}
+NO_HTTP = "a request that is no HTTP was refused"
 
 
 class Clock:
@@ -298,6 +299,48 @@ class TestWrongRequests:
         async with served() as caller:
             reply = await caller.ask("POST", "/lock", data=body, headers=JSON)
         assert (reply.status, list(reply.body)) == (400, ["detail"])
+
+    @pytest.mark.parametrize("path", ["/lock", "/report", "/release"])
+    @in_loop
+    async def test_what_is_no_utf_8_is_400(
+        self, path: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A surrogate in a text: no failure of the server's own."""
+        body = b'{"app_id": "\xed\xa0\x80", "request_id": "\xed\xa0\x80", "token_count": 1, '
+        body += b'"prompt_tokens": 1, "completion_tokens": 1}'
+        async with served() as caller:
+            status, answer, _ = await caller.ask("POST", path, data=body, headers=JSON)
+        assert (status, answer) == (400, {"detail": "the body is no UTF-8"})
+        assert {record.levelname for record in caplog.records} == {"WARNING"}
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            f"Authorization: Bearer {TOKEN}\x00",
+            f"Authorization Bearer {TOKEN}",
+            f"Authorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+            "Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
+        ],
+        ids=["control character", "no colon", "gzip"],
+    )
+    @in_loop
+    async def test_what_is_no_http_is_told_without_its_words(
+        self, line: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """aiohttp's own quote what came: a bearer token, too."""
+        async with served(bearer_token=TOKEN) as caller:
+            host, port = caller.url.removeprefix("http://").split(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(f"POST /lock HTTP/1.1\r\nHost: x\r\n{line}\r\n\r\n".encode())
+            assert b" 400 Bad Request" in await reader.readline()
+            await reader.read()  # to the end, which the server makes
+            writer.close()
+        (told,) = fields_of(caplog.records, NO_HTTP)
+        assert told["levelname"] == "WARNING"
+        assert told["name"] == "foundry_log.services.budget_server"
+        assert TOKEN not in f"{[vars(record) for record in caplog.records]} {caplog.text}"
+        assert "Traceback" not in caplog.text
+        assert capfd.readouterr().err == ""
 
     @pytest.mark.parametrize(
         "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""]

@@ -11,6 +11,7 @@ from foundry_log.services.model_errors import (
     ContentFilterError,
     ModelError,
     OutputLengthError,
+    RefusalError,
     TokenBudgetError,
     UnreadableReplyError,
     refusal,
@@ -24,6 +25,7 @@ ERRORS = [
     (ContentFilterError("reply"), "stopped the reply: change"),
     (OutputLengthError(20), "max_tokens=20"),
     (OutputLengthError(), "the model's own limit"),
+    (RefusalError(), "refused to answer: change the prompt"),
     (TokenBudgetError(70, 50, 100), "70 tokens .* 50, .* max_total_tokens=100"),
     (UnreadableReplyError(), "no chat completion"),
 ]
@@ -56,6 +58,15 @@ def test_other_errors_are_no_refusal() -> None:
 def test_a_reply_that_ended_by_itself_is_no_error(reason: str | None) -> None:
     """Nor one that says nothing of its end."""
     assert stop_error(SimpleNamespace(finish_reason=reason), 5) is None
+
+
+def test_a_refusal_of_the_model_is_an_error_without_its_words() -> None:
+    """What a prompt made it say may be private."""
+    said = SimpleNamespace(message=SimpleNamespace(refusal="I will not speak of Jane Doe"))
+    assert "Jane" not in repr(stop_error(said, 5)) + str(stop_error(said, 5))
+    assert isinstance(stop_error(said, 5), RefusalError)
+    assert stop_error(SimpleNamespace(message=SimpleNamespace(refusal=None)), 5) is None
+    assert stop_error(SimpleNamespace(message="hi"), 5) is None
 
 
 def _api_error(code: str, body: object) -> Exception:

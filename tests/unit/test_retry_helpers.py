@@ -12,6 +12,7 @@ import weakref
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from foundry_log.context import bound_fields
 from foundry_log.services.retry_helpers import (
@@ -383,6 +384,16 @@ class TestErrors:
         with pytest.raises(BrokenError):
             await with_token_limit_retry(Model(BrokenError()).ask, Budget())
 
+    @in_loop
+    async def test_an_invalid_value_that_quotes_a_denial_is_none(self) -> None:
+        """pydantic's error is a ValueError, and quotes what was wrong."""
+        with pytest.raises(ValidationError, match="would be exceeded") as invalid:
+            TypeAdapter(int).validate_python("would be exceeded")
+        model, budget = Model(invalid.value), Budget()
+        with pytest.raises(ValidationError):
+            await with_token_limit_retry(model.ask, budget)
+        assert (model.calls, budget.asked) == (1, 0)
+
     @pytest.mark.parametrize("attempts", [0, -1, 1.5, True, None, "3"])
     @in_loop
     async def test_a_wrong_number_of_attempts_is_refused(self, attempts: Any) -> None:
@@ -494,6 +505,7 @@ class TestRateLimits:
         await retry.call(Model(*denials(1), *denials(1, RATE_DENIAL)).ask)
         told = [(r.levelname, r.attempt, r.wait_s, r.reason) for r in caplog.records]
         assert told == [("WARNING", 1, 5.0, DENIAL), ("WARNING", 2, 5.0, RATE_DENIAL)]
+        assert {record.getMessage() for record in caplog.records} == {"waiting for budget"}
 
     @in_loop
     async def test_records_of_an_attempt_carry_its_number(self) -> None:

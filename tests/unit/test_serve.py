@@ -141,7 +141,8 @@ def test_a_directory_gets_records_metrics_and_errors(tmp_path: Path) -> None:
         code, _, told = server.end()
     assert (code, told) == (0, "")
     records = {line["message"]: line for line in read_jsonl(directory / "run.jsonl")}
-    assert records["usage reported"]["context"]["request_id"] == lock["request_id"]
+    name = f"{lock['request_id']}:{lock['rate_request_id']}"  # as the client has it
+    assert records["usage reported"]["context"]["request_id"] == name
     assert records["usage reported"]["context"]["tokens_used"] == 50
     assert records["tokens locked"]["level"] == "DEBUG"
     assert any(message.startswith("stopping, SIGTERM") for message in records)
@@ -214,6 +215,7 @@ def test_a_port_that_is_taken_is_exit_code_2() -> None:
         (["--port", "http"], "argument --port: 'http' is no port from 0 to 65535"),
         (["--lock-ttl", "0"], "argument --lock-ttl: '0' is no number above 0"),
         (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 0 cannot be listened at"),
+        (["--host", "a..b"], "--host a..b is no name of a host"),
         (["--token-file", "missing"], "--token-file missing cannot be read: No such file"),
         (["--token-file", "binary"], "--token-file binary cannot be read: it is no UTF-8"),
         (["--token-file", "empty"], "--token-file empty is empty"),
@@ -241,7 +243,7 @@ def test_wrong_usage_is_said(
 
 
 @pytest.mark.parametrize("variable", ["APP_TPM_QUOTA", "APP_RPM_QUOTA"])
-@pytest.mark.parametrize("value", ["0", "-5", "many", "1e5", "٣"])
+@pytest.mark.parametrize("value", ["0", "-5", "many", "1e5", "٣", "1" * 19])
 def test_a_wrong_variable_is_said(
     variable: str,
     value: str,
@@ -252,6 +254,45 @@ def test_a_wrong_variable_is_said(
     monkeypatch.setenv(variable, value)
     assert exit_code("--port=0") == 2
     assert f"{variable}={value!r} is no whole number of 1 or more" in capsys.readouterr().err
+
+
+def test_a_variable_without_end_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python makes no number of 5,000 digits; its beginning is shown."""
+    monkeypatch.setenv("APP_TPM_QUOTA", "1" * 5000)
+    assert exit_code("--port=0") == 2
+    told = capsys.readouterr().err
+    assert "APP_TPM_QUOTA='111111111111111111…' is no whole number of 1 or more" in told
+    assert len(told) < 300
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where nothing is made")
+def test_a_directory_that_cannot_be_written_to_is_exit_code_2(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """At the start, and not at the first record."""
+    assert exit_code("--port=0", "--log-dir=/proc/self") == 2
+    assert "--log-dir /proc/self cannot be written to: " in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which is always full")
+def test_it_serves_without_a_standard_output() -> None:
+    """The log says that it cannot be written to, and the end is clean."""
+    with open("/dev/full", "w") as full:
+        process = subprocess.Popen(COMMAND, stdout=full, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        lines = [process.stderr.readline() for _ in range(2)]
+        process.terminate()
+        _, rest = process.communicate(timeout=DEADLINE_S)
+    finally:
+        process.kill()
+        process.wait(DEADLINE_S)
+    assert "serving 128000 tokens" in lines[0]
+    assert "standard output cannot be written to, and is left alone: No space left" in lines[1]
+    assert "Traceback" not in rest and "Exception" not in rest
+    assert process.returncode == 0
 
 
 def exit_code(*arguments: str) -> int:

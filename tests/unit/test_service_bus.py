@@ -21,9 +21,12 @@ from foundry_log.error_tracker import ErrorTracker
 from foundry_log.jsonl import read_jsonl
 from foundry_log.metrics import MetricsLogger
 from foundry_log.services.bus_connection import BusConnection
+from foundry_log.services.model_errors import ContentFilterError
+from foundry_log.services.observing import Observer
 from foundry_log.services.service_bus import (
     AsyncServiceBusHandler,
     RejectMessage,
+    RetryLater,
     UndecodableError,
     UnsentError,
 )
@@ -190,6 +193,13 @@ def test_a_connection_string_of_one_queue_is_refused() -> None:
         ("stop_timeout_s", float("nan")),
         ("work_pause_s", -0.1),
         ("remembered_messages", -1),
+        ("outage_patience_s", -1),
+        ("message_batch_size", 1.5),
+        ("max_retries", 2.0),
+        ("concurrency", True),
+        ("max_deliveries", float("inf")),
+        ("max_wait_time", float("inf")),
+        ("retry_delay", float("inf")),
     ],
 )
 def test_a_number_out_of_its_range_is_named(field: str, value: float) -> None:
@@ -639,6 +649,247 @@ async def test_500_messages_are_processed_once_each(broker: Broker) -> None:
     assert broker.account("in") == {"in": 500, "completed": 500, "ready": 0, "locked": 0}
 
 
+# --- faults that are not the message's ------------------------------------------------------------
+
+
+@in_loop
+async def test_an_outage_is_waited_out_in_hand(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each kind of it; the delivery is not charged, and each wait is one warning."""
+    outages: dict[str, Exception] = {
+        "later": RetryLater("the database is down, password=hunter22"),
+        "gone": ConnectionRefusedError("no"),
+        "slow": asyncio.TimeoutError(),
+        "denied": ValueError("the limit would be exceeded"),
+        "no budget server": ValueError("Client error: connection refused"),
+    }
+    ahead = dict(outages)
+
+    async def processor(text: str) -> None:
+        if text in ahead:
+            raise ahead.pop(text)
+
+    broker.put("in", *outages)
+    at_once = {"message_batch_size": 5, "concurrency": 5}
+    async with running(handler_of(processor, broker, max_deliveries=1, **at_once)):
+        await until(lambda: broker.account("in").get("completed") == 5)
+    assert broker.account("in") == {"in": 5, "completed": 5, "ready": 0, "locked": 0}
+    waits = said(caplog, "a message is tried again after a wait")
+    assert len(waits) == 5
+    assert {wait.reason for wait in waits} >= {  # type: ignore[attr-defined]
+        "RetryLater: the database is down, password=[redacted]",
+        "ValueError: Client error: connection refused",
+    }
+    assert all(0.5 <= wait.wait_s <= 1 and not wait.exc_info for wait in waits)  # type: ignore[attr-defined]
+
+
+@in_loop
+async def test_the_lock_is_renewed_while_an_outage_is_waited_out() -> None:
+    """The message stays in hand, longer than its lock."""
+    with running_broker(lock_s=1.0) as broker:
+
+        async def processor(text: str) -> None:
+            if broker.account("in").get("renewed", 0) < 3:
+                raise RetryLater("soon")
+
+        broker.put("in", "text")
+        async with running(handler_of(processor, broker)):
+            await until(lambda: broker.account("in").get("completed") == 1)
+        assert not {"expired", "abandoned"} & set(broker.account("in"))
+
+
+@in_loop
+async def test_an_outage_that_outlasts_the_patience_is_charged(broker: Broker) -> None:
+    """It is tried a last time at the end of the patience; with none, once for each delivery."""
+    calls: list[str] = []
+
+    async def processor(text: str) -> None:
+        calls.append(text)
+        raise RetryLater("never")
+
+    broker.put("in", "text")
+    async with running(handler_of(processor, broker, outage_patience_s=0.1, max_deliveries=1)):
+        await until(lambda: broker.account("in").get("dead-lettered") == 1)
+    assert calls == ["text"] * 2
+    broker.put("in", "none")
+    async with running(handler_of(processor, broker, outage_patience_s=0, max_deliveries=1)):
+        await until(lambda: broker.account("in").get("dead-lettered") == 2)
+    assert calls == ["text", "text", "none"]
+    assert broker.dead_letters("in")[0] == (
+        "text",
+        "processing failed",
+        "RetryLater, in delivery 1",
+    )
+
+
+@in_loop
+async def test_an_outage_is_not_waited_out_with_a_lock_that_is_lost() -> None:
+    """Somebody else may have the message: it is tried again when it comes again."""
+    deliveries: list[int] = []
+    with running_broker(lock_s=0.5) as broker:
+
+        async def processor(text: str) -> None:
+            deliveries.append(bound_fields()["delivery_count"])
+            if len(deliveries) == 1:
+                broker.expire_locks("in")
+                raise RetryLater("soon")
+
+        broker.put("in", "text")
+        async with running(handler_of(processor, broker)):
+            await until(lambda: broker.account("in").get("completed") == 1)
+    assert deliveries == [1, 2]
+
+
+@in_loop
+async def test_a_stop_ends_the_wait_of_an_outage(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At once, and the message is given back."""
+    caplog.set_level(logging.INFO, LOGGER)
+    calls: list[str] = []
+
+    def processor(text: str) -> None:
+        calls.append(text)
+        raise RetryLater("later")
+
+    broker.put("in", "text")
+    async with running(handler_of(processor, broker, retry_delay=1000, stop_timeout_s=1000)):
+        await until(lambda: bool(said(caplog, "a message is tried again after a wait")))
+    assert calls == ["text"]
+    assert broker.account("in") == {"in": 1, "abandoned": 1, "ready": 1, "locked": 0}
+    assert len(said(caplog, "message stopped")) == 1
+
+
+@in_loop
+async def test_what_a_content_filter_refuses_is_a_dead_letter_at_once(broker: Broker) -> None:
+    """It would be refused again."""
+
+    async def processor(text: str) -> None:
+        raise ContentFilterError("prompt", ("hate",))
+
+    broker.put("in", "text")
+    async with running(handler_of(processor, broker)):
+        await until(lambda: broker.account("in").get("dead-lettered") == 1)
+    ((_, reason, description),) = broker.dead_letters("in")
+    assert reason == "content filter"
+    assert description == "the content filter stopped the prompt for hate: change the prompt"
+
+
+@in_loop
+async def test_a_dead_letter_is_an_error_unless_it_was_wanted(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody looks for those that nobody wanted."""
+
+    async def processor(text: str) -> None:
+        raise RejectMessage("wanted") if text == "wanted" else KeyError(text)
+
+    broker.put("in", "wanted", "not wanted")
+    async with running(handler_of(processor, broker, max_deliveries=1)):
+        await until(lambda: broker.account("in").get("dead-lettered") == 2)
+    letters = said(caplog, "a message becomes a dead letter")
+    assert [(one.levelname, one.reason) for one in letters] == [  # type: ignore[attr-defined]
+        ("WARNING", "wanted"),
+        ("ERROR", "processing failed"),
+    ]
+
+
+class HardError(BaseException):
+    """What `except Exception` does not catch."""
+
+
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, HardError])
+@in_loop
+async def test_no_error_of_a_processor_is_taken_for_a_stop(
+    broker: Broker, caplog: pytest.LogCaptureFixture, kind: type[BaseException]
+) -> None:
+    """Such as that of a future which somebody else has cancelled."""
+
+    async def processor(text: str) -> None:
+        raise kind
+
+    broker.put("in", "text")
+    async with running(handler_of(processor, broker, max_deliveries=1)):
+        await until(lambda: broker.account("in").get("dead-lettered") == 1)
+    ((_, _, description),) = broker.dead_letters("in")
+    assert description == f"{kind.__name__}, in delivery 1"
+    assert len(said(caplog, "a message could not be processed")) == 1
+    broker.put("in", "text")
+    async with running(handler_of(processor, broker, at_least_once=False)):
+        await until(lambda: bool(said(caplog, "message lost")))
+
+
+@in_loop
+async def test_another_message_of_the_same_id_is_processed(broker: Broker) -> None:
+    """Senders may use an id twice; what was done is remembered with the queue's own number."""
+    from proton import Message
+
+    calls: list[str] = []
+    broker.refused_settlements = 1
+    broker.put("in", *(Message(body=body, inferred=True, id="k") for body in (b"1", b"2")))
+    async with running(handler_of(calls.append, broker, message_batch_size=2)):
+        await until(lambda: broker.account("in").get("completed") == 2)
+    assert sorted(calls) == ["1", "2"]
+
+
+@in_loop
+async def test_a_message_whose_lock_is_lost_before_its_turn_is_left_to_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It comes again, and is processed once."""
+    calls: list[str] = []
+    with running_broker(lock_s=1.0) as broker:
+
+        async def processor(text: str) -> None:
+            calls.append(text)
+            if text == "slow":
+                broker.expire_lock("in", "second")
+                await until(lambda: bool(said(caplog, LOCK_LOST)))
+
+        broker.put("in", "slow", "second")
+        handler = handler_of(processor, broker, message_batch_size=2)
+        async with running(handler):
+            await until(lambda: broker.account("in").get("completed") == 2)
+    assert calls == ["slow", "second"]
+    assert handler.total_processed_messages == 2
+    assert not said(caplog, "message uncompleted")
+
+
+@in_loop
+async def test_a_lock_is_renewed_whatever_this_hosts_clock_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The bus's is an hour ahead: by this host's there is time enough."""
+    monkeypatch.setattr("foundry_log.services.held_message.RENEWS_BLINDLY_EACH_S", 0.2)
+    calls: list[str] = []
+    with running_broker(lock_s=1.0) as broker:
+        broker.ahead_s = 3600.0
+
+        async def processor(text: str) -> None:
+            calls.append(text)
+            await until(lambda: broker.account("in").get("renewed", 0) >= 6)
+
+        broker.put("in", "text")
+        async with running(handler_of(processor, broker)):
+            await until(lambda: broker.account("in").get("completed") == 1)
+        assert calls == ["text"]
+        assert "expired" not in broker.account("in")
+
+
+@in_loop
+async def test_as_many_plain_functions_run_at_once_as_were_asked_for(broker: Broker) -> None:
+    """However few threads the loop has of its own; each waits for all the others."""
+    together = threading.Barrier(40)
+
+    def processor(text: str) -> None:
+        together.wait(DEADLINE_S / 2)
+
+    broker.put("in", *map(str, range(40)))
+    async with running(handler_of(processor, broker, message_batch_size=40, concurrency=40)):
+        await until(lambda: broker.account("in").get("completed") == 40)
+
+
 # --- at most once ---------------------------------------------------------------------------------
 
 
@@ -715,11 +966,60 @@ async def test_errors_in_a_row_wait_ever_longer(caplog: pytest.LogCaptureFixture
     async with handler_of(retry_delay=3) as handler:
         first = await handler._round()
         await handler._round()
-        later = [handler._after_failure() for _ in range(10)]
+        later = [handler._after_failure(OSError()) for _ in range(10)]
     assert 2 <= first <= 4
     assert 30 <= later[-1] <= 60
     assert handler.sleep_seconds == 4
-    assert len(said(caplog, "no messages can be received")) == 1
+    named = [record.exc_info[0] for record in said(caplog, "no messages can be received")]  # type: ignore[index]
+    assert [kind.__name__ for kind in named if kind] == ["ServiceBusConnectionError", "OSError"]
+
+
+@in_loop
+async def test_messages_that_fail_do_not_slow_down_those_behind_them(broker: Broker) -> None:
+    """About `retry_delay` is waited each time, and no longer."""
+
+    async def processor(text: str) -> None:
+        raise KeyError
+
+    broker.put("in", "text")
+    async with handler_of(processor, broker, retry_delay=3, max_deliveries=100) as handler:
+        waits = [await handler._round() for _ in range(6)]
+    assert all(2 <= wait <= 4 for wait in waits)
+
+
+@in_loop
+async def test_run_says_when_it_begins_and_when_it_has_ended(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From where, to where, how, and how many."""
+    caplog.set_level(logging.INFO, LOGGER)
+    broker.put("in", "text")
+    async with running(handler_of(bus=broker, concurrency=3)):
+        await until(lambda: broker.account("in").get("completed") == 1)
+    (begun,) = said(caplog, "receiving messages")
+    told = {"in_queue": "in", "out_queue": "out", "namespace": f"127.0.0.1:{broker.port}"}
+    told |= {"at_least_once": True, "concurrency": 3}  # type: ignore[dict-item]
+    assert told.items() <= vars(begun).items()
+    (ended,) = said(caplog, "stopped receiving messages")
+    assert ended.processed == 1  # type: ignore[attr-defined]
+
+
+@in_loop
+async def test_a_link_without_messages_is_opened_anew(broker: Broker) -> None:
+    """A connection that has gone silent looks like an empty queue."""
+    options = {"namespace": None, "connection_string": broker.connection_string}
+    observer = Observer(logging.getLogger(LOGGER))
+    rest = {"credential": None, "observer": observer}
+    patient = BusConnection("in", "out", **options, **rest)
+    hasty = BusConnection("in", "out", **options, **rest, reopens_after_s=0)
+    for bus, is_kept in ((patient, True), (hasty, False)):
+        await bus.receive(1, 0.05)
+        assert (broker.consumers("in") == 1) is is_kept
+        broker.put("in", "text")
+        (message,) = await bus.receive(1, DEADLINE_S)
+        assert broker.consumers("in") == 1
+        await bus.complete(message)
+        await bus.close()
 
 
 @losing_connections
@@ -810,6 +1110,111 @@ async def test_a_stop_abandons_what_takes_too_long(
     assert cancelled.is_set()
     assert broker.account("in") == {"in": 1, "abandoned": 1, "ready": 1, "locked": 0}
     assert len(said(caplog, "message stopped")) == 1
+
+
+@losing_connections
+@in_loop
+async def test_a_stop_does_not_wait_for_a_bus_that_does_not_answer(
+    broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Locks that cannot be given back are counted, and left to expire."""
+    monkeypatch.setattr("foundry_log.services.bus_letting_go.GIVES_BACK_WITHIN_S", 0.1)
+    monkeypatch.setattr("foundry_log.services.bus_connection.CLOSES_WITHIN_S", 0.1)
+    begun = Counter[str]()
+
+    async def processor(text: str) -> None:
+        begun[text] += 1
+        await asyncio.Event().wait()
+
+    broker.put("in", *"1234")
+    at_once = {"message_batch_size": 4, "concurrency": 4}
+    handler = handler_of(processor, broker, stop_timeout_s=0, **at_once)
+    task = asyncio.create_task(handler.run())
+    await until(lambda: begun.total() == 4)
+    with broker.frozen():
+        handler.stop()
+        await task
+    (kept,) = said(caplog, "messages are not given back, and stay locked until their locks expire")
+    assert kept.count == 4  # type: ignore[attr-defined]
+
+
+@in_loop
+async def test_a_stop_does_not_wait_for_a_processor_that_goes_on(
+    broker: Broker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its message is given back once, and what comes of it later settles nothing."""
+    monkeypatch.setattr("foundry_log.services.bus_letting_go.CANCELS_WITHIN_S", 0.1)
+    begun, over = asyncio.Event(), asyncio.Event()
+    ended = asyncio.Event()
+
+    async def processor(text: str) -> None:
+        begun.set()
+        while not over.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await over.wait()
+        ended.set()
+
+    broker.put("in", "text")
+    try:
+        async with running(handler_of(processor, broker, stop_timeout_s=0)):
+            await begun.wait()
+    finally:
+        over.set()
+    await ended.wait()
+    told = "processors go on, though they are cancelled; their messages are given back"
+    (stubborn,) = said(caplog, told)
+    assert stubborn.count == 1  # type: ignore[attr-defined]
+    assert broker.account("in") == {"in": 1, "abandoned": 1, "ready": 1, "locked": 0}
+
+
+@in_loop
+async def test_a_run_that_is_cancelled_twice_gives_back_what_it_has(broker: Broker) -> None:
+    """The second one does not cut the first one's work short."""
+    begun, cancelled, goes_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def processor(text: str) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+            await goes_on.wait()
+
+    broker.put("in", *"123")
+    task = asyncio.create_task(handler_of(processor, broker, message_batch_size=3).run())
+    await begun.wait()
+    task.cancel()
+    await cancelled.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert broker.account("in") == {"in": 3, "abandoned": 3, "ready": 3, "locked": 0}
+    assert broker.connections() == 0
+
+
+@in_loop
+async def test_what_is_being_sent_when_the_run_ends_is_sent_once(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What comes later is not, and connects to nothing."""
+    handler = handler_of(bus=broker)
+    task = asyncio.create_task(handler.run())
+    assert await handler.send_message("1")
+    await until(lambda: broker.consumers("in") == 1)
+    with broker.frozen():
+        sending = asyncio.create_task(handler.send_message("2"))
+        await until(lambda: handler._bus._sending.locked())
+        handler.stop()
+        later = asyncio.create_task(handler.send_message("3"))
+        await until(lambda: handler._bus._is_closed)
+    await task
+    assert (await sending, await later) == (True, False)
+    assert await handler.send_message("4") is False
+    assert broker.bodies("out") == ["1", "2"]
+    assert broker.connections() == 0
+    assert not said(caplog, "a message is sent again after a wait")
 
 
 @in_loop

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import gc
+import itertools
 import json
 import logging
 import math
@@ -16,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -29,7 +32,7 @@ from aiohttp import web
 from foundry_log import ErrorTracker, MetricsLogger
 from foundry_log.services import token_client
 from foundry_log.services.budget_server import serving
-from foundry_log.services.token_budget import TokenBudget
+from foundry_log.services.token_budget import MAX_APPLICATIONS, MAX_NAME, TokenBudget
 from foundry_log.services.token_client import TokenClient
 from tests.event_loops import Clock, in_loop
 
@@ -171,6 +174,21 @@ async def breaking_off(request: web.Request) -> web.StreamResponse:
     return response
 
 
+def endless(status: int, text: bytes) -> Answer:
+    """An answer of JSON whose body begins with a text, and goes on until its reader hangs up."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        headers = {"Content-Type": "application/json"}
+        response = web.StreamResponse(status=status, headers=headers)
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await response.write(text * 100)
+        return response
+
+    return answer
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -262,6 +280,20 @@ class TestInit:
         assert repr(client).startswith("<TokenClient of 'app' at http://")
         assert SECRET not in repr(client)
         assert "no server" in repr(TokenClient("app"))
+
+    @pytest.mark.parametrize(
+        ("url", "shown"),
+        [
+            (f"http://user:{SECRET}@[::1]:80/{SECRET}?code={SECRET}", "http://[::1]:80>"),
+            ("https://host", "https://host>"),
+            (f"user:{SECRET}@host:80", "a wrong URL>"),
+            (f"http://{SECRET}@host:99999", "a wrong URL>"),
+            (f"http://{SECRET}@[bad", "a wrong URL>"),
+        ],
+    )
+    def test_its_repr_shows_scheme_host_and_port_alone(self, url: str, shown: str) -> None:
+        """What else there is may be secret."""
+        assert repr(TokenClient("app", url)).endswith(f" at {shown}")
 
     def test_without_aiohttp_the_extra_is_named(self) -> None:
         """When it is made, and not at the first call."""
@@ -439,6 +471,40 @@ class TestLockTokens:
         assert long.startswith("Client error: HTTP 404: no no ")
         assert len(long) < 400
         assert short == "Client error: HTTP 404: Not Found"
+
+    @in_loop
+    async def test_of_a_refusal_the_beginning_is_read(self) -> None:
+        """An error page without end costs as much as a short one; it need be no text."""
+        answers = (endless(400, b"no "), endless(500, b"\xff"))
+        async with scripted(*answers, max_retries=0, timeout_s=5) as (client, _):
+            long, broken = [(await client.lock_tokens(1))[2] for _ in answers]
+        assert long == "Client error: HTTP 400: " + "no " * 100
+        assert broken == "Client error: HTTP 500: " + "\ufffd" * 300
+
+    @in_loop
+    async def test_a_secret_at_the_cut_of_a_refusal_is_not_shown(self) -> None:
+        """Our own token is blanked before the text is shortened."""
+        detail = "x" * (token_client.MAX_DETAIL - 12) + SECRET
+        async with scripted(answering({"detail": detail}, 400), bearer_token=SECRET) as (client, _):
+            _, _, error = await client.lock_tokens(1)
+        assert error.endswith("xx[redacted]")
+
+    @in_loop
+    async def test_an_answer_without_end_is_a_failure(self) -> None:
+        """That of a lock at 64 KiB."""
+        endlessly = endless(200, b'{"allowed": true, ')
+        async with scripted(endlessly, timeout_s=5) as (client, script):
+            allowed, _, error = await client.lock_tokens(1)
+        assert (allowed, len(script.asked)) == (False, 1)
+        assert error == "Client error: the answer has more than 65536 bytes"
+
+    @in_loop
+    async def test_of_a_long_denial_the_beginning_is_told(self) -> None:
+        """As much as is looked through for secrets."""
+        long = answering({"allowed": False, "message": "no" * 10_000})
+        async with scripted(long) as (client, _):
+            _, _, error = await client.lock_tokens(1)
+        assert error == "no" * (token_client.MAX_WORDS // 2)
 
     @in_loop
     async def test_a_timeout_is_a_failure(self) -> None:
@@ -663,6 +729,16 @@ class TestGetStatus:
         assert (status["tpm_quota"], status["locked_tokens"]) == (1000, 300)
         assert 0 < status["reset_time_seconds"] <= 60
 
+    @in_loop
+    async def test_the_longest_status_is_read(self) -> None:
+        """That of as many applications as the server counts, with names as long as they may be."""
+        budget = TokenBudget(1, 10_000)
+        for number in range(MAX_APPLICATIONS + 1):
+            budget.lock(f"{number:04}".rjust(MAX_NAME, "𝄞"), 0)
+        async with serving(budget) as url, TokenClient("app", url) as client:
+            status = await client.get_status()
+        assert len(status["applications"]) == MAX_APPLICATIONS + 1
+
 
 class TestRetries:
     @pytest.mark.parametrize(
@@ -753,6 +829,29 @@ class TestRetries:
         assert error == "Client error: TimeoutError: no answer within 0.1 s"
 
     @in_loop
+    async def test_a_wait_that_lasts_too_long_is_the_end(self) -> None:
+        """A machine was suspended: no time is left, and another attempt would have no timeout."""
+        clock = Clock()
+
+        async def oversleep(_: float) -> None:
+            clock.now += token_client.MAX_CALL_S + 1
+
+        answers = [answering({}, 503), answering(GRANT)]
+        async with scripted(*answers, sleep=oversleep, clock=clock) as (client, script):
+            allowed, _, error = await client.lock_tokens(1)
+        assert (allowed, len(script.asked)) == (False, 1)
+        assert error.startswith("Client error: HTTP 503")
+
+    @in_loop
+    async def test_an_attempt_always_has_a_timeout(self) -> None:
+        """Also where the time was over before it began."""
+        clock = itertools.count(0.0, 31.0).__next__
+        async with scripted(never, clock=clock) as (client, _):
+            allowed, _, error = await asyncio.wait_for(client.lock_tokens(1), DEADLINE_S)
+        assert allowed is False
+        assert "no answer within 0.001 s" in error
+
+    @in_loop
     async def test_a_server_that_was_restarted_is_found_again(self) -> None:
         """The connection that was kept is dead, and the caller does not notice."""
         first, second = Script(answering(GRANT)), Script(answering(GRANT))
@@ -773,7 +872,7 @@ class TestLifetime:
         budget = TokenBudget(1_000_000, 1000)
         async with serving(budget) as url, TokenClient("app", url) as client:
             answers = await asyncio.gather(*(client.lock_tokens(10) for _ in range(100)))
-            assert len(client._lines) == 1
+            assert len(client._sessions) == 1
         assert all(allowed for allowed, _, _ in answers)
         assert len({request_id for _, request_id, _ in answers}) == 100
         assert budget.status()["locked_tokens"] == 1000
@@ -832,16 +931,52 @@ class TestLifetime:
             async with serving(TokenBudget()) as url:
                 client.base_url = url
                 answer = await client.lock_tokens(1)
-                sessions.extend(line.session for line in client._lines.values())
+                sessions.extend(kept.client for kept in client._sessions.values())
                 return answer
 
         sessions: list[Any] = []
         assert asyncio.run(use())[0] is True
         assert asyncio.run(use())[0] is True
         assert all(session.closed for session in sessions)
-        assert len(client._lines) == 1
+        assert len(client._sessions) == 1
         gc.collect()
         assert [str(warning.message) for warning in recwarn] == []
+
+    def test_threads_may_open_sessions_at_once(self) -> None:
+        """While one looks for loops that have ended another opens its own: none is lost."""
+        looking, opened = threading.Event(), threading.Event()
+
+        class Loop(asyncio.SelectorEventLoop):
+            """Keeps the first thread waiting that asks whether it is closed."""
+
+            def is_closed(self) -> bool:
+                is_first = is_armed and not looking.is_set()
+                looking.set()
+                if is_first:
+                    opened.wait(0.3)  # in vain where only one may look at a time
+                return super().is_closed()
+
+        async def use() -> bool:
+            await client.lock_tokens(1)
+            opened.set()
+            barrier.wait(DEADLINE_S)
+            is_kept = asyncio.get_running_loop() in client._sessions
+            await client.close()
+            return is_kept
+
+        client = TokenClient("app", f"http://127.0.0.1:{free_port()}", max_retries=0)
+        barrier, is_armed, old_loop = threading.Barrier(2), False, Loop()
+        old_loop.run_until_complete(client.lock_tokens(1))
+        is_armed = True
+        looking.clear()
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            first = threads.submit(asyncio.run, use())
+            assert looking.wait(DEADLINE_S)
+            second = threads.submit(asyncio.run, use())
+            assert (first.result(DEADLINE_S), second.result(DEADLINE_S)) == (True, True)
+        is_armed = False
+        old_loop.run_until_complete(client.close())
+        old_loop.close()
 
     @in_loop
     async def test_a_forgotten_client_is_closed_by_its_loop(
@@ -852,9 +987,9 @@ class TestLifetime:
         async with running(script) as url:
             client = TokenClient("app", url)
             await client.lock_tokens(1)
-            (line,) = client._lines.values()
-            session = line.session
-            del client, line
+            (kept,) = client._sessions.values()
+            session = kept.client
+            del client, kept
             gc.collect()
             while not session.closed:
                 await asyncio.sleep(0)
@@ -977,6 +1112,36 @@ class TestLostLocks:
         assert calls[0].cancelled()
         assert [asked.path for asked in script.asked] == ["/lock", "/lock", "/release"]
 
+    def test_a_lock_that_is_cancelled_in_the_loops_last_turn_is_given_back(self) -> None:
+        """The loop ends before the task that gives it back has made its first step."""
+        came = threading.Event()
+
+        async def first_never(request: web.Request) -> web.StreamResponse:
+            came.set()
+            return await (never if len(script.asked) == 1 else answering(GRANT))(request)
+
+        async def lose_a_lock(url: str) -> None:
+            call = asyncio.create_task(TokenClient("app", url).lock_tokens(50))
+            assert await asyncio.to_thread(came.wait, DEADLINE_S)
+            call.cancel()
+
+        script = Script(first_never)
+        with running_in_a_thread(script) as url:
+            asyncio.run(lose_a_lock(url))
+        assert [asked.path for asked in script.asked] == ["/lock", "/lock", "/release"]
+
+    @in_loop
+    async def test_a_lock_that_is_cancelled_right_before_close_is_given_back(self) -> None:
+        """Its task has not heard of it yet; `close` returns behind the release."""
+        async with scripted(never, answering(GRANT)) as (client, script):
+            call = asyncio.create_task(client.lock_tokens(50))
+            await script.came.wait()
+            call.cancel()
+            await client.close()
+            paths = [asked.path for asked in script.asked]
+        assert call.cancelled()
+        assert paths == ["/lock", "/lock", "/release"]
+
     @in_loop
     async def test_a_lock_that_is_cancelled_behind_close_is_given_back(self) -> None:
         """Over a session of its own."""
@@ -1061,8 +1226,8 @@ class TestLostLocks:
             for call in calls:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
-            (line,) = client._lines.values()
-            assert len(line.undoing) == 2
+            (session,) = client._sessions.values()
+            assert session.at_work == 2
         given_up = [r for r in logged.records if "left to expire" in getattr(r, "reason", "")]
         assert len(given_up) == 1
 
@@ -1127,17 +1292,30 @@ class TestSecrets:
         assert SECRET not in f"{values} {told} {tracked}"
         assert "hunter2" not in f"{values} {told} {tracked}"
 
-    @pytest.mark.parametrize("rest", ["127.0.0.1:1x", "[::1", "127.0.0.1:9"])
+    @pytest.mark.parametrize("is_tracked", [False, True])
+    @pytest.mark.parametrize(
+        "url",
+        [
+            f"http://user:{SECRET}@127.0.0.1:1x",
+            f"http://user:{SECRET}@[::1",
+            f"http://user:{SECRET}@127.0.0.1:9",
+            f"user:{SECRET}@host:80",
+            f"ftp://user:{SECRET}@host",
+        ],
+    )
     @in_loop
     async def test_a_password_in_the_url_is_no_leak(
-        self, rest: str, logged: pytest.LogCaptureFixture
+        self, url: str, is_tracked: bool, logged: pytest.LogCaptureFixture, tmp_path: Path
     ) -> None:
-        """Whether the URL is wrong, or nobody listens there."""
-        url = f"http://user:{SECRET}@{rest}"
-        async with TokenClient("app", url, max_retries=0) as client:
+        """Whether the URL is wrong, has no scheme, or nobody listens there."""
+        errors = ErrorTracker(logging.getLogger(LOGGER), tmp_path)
+        settings: dict[str, Any] = {"errors": errors} if is_tracked else {}
+        async with TokenClient("app", url, max_retries=0, **settings) as client:
             _, _, error = await client.lock_tokens(1)
-        told = [str(vars(record)) for record in logged.records]
-        assert SECRET not in f"{error} {told}"
+        errors.close()
+        told = [str(vars(record)) + str(record.exc_info) for record in logged.records]
+        tracked = [file.read_text() for file in tmp_path.iterdir()]
+        assert SECRET not in f"{error} {told} {tracked}"
 
 
 class TestRecords:

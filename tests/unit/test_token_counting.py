@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from foundry_log.services.token_counting import (
     encoding_of,
     estimate,
 )
+from tests.event_loops import in_loop
 
 pytestmark = [
     pytest.mark.unit,
@@ -188,6 +190,33 @@ def test_a_value_of_no_known_kind_is_counted_as_json(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "bpe_openai", None)
     count = counter().messages
     assert count([{"role": "user", "content": {"a": object}}]) > count([{"role": "user"}])
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"messages": [{"role": "user", "content": "x" * 100_000}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x" * 100_000}]}]},
+        {"messages": [{"tool_calls": [{"function": {"arguments": "x" * 100_000}}]}]},
+        {"messages": [{"role": "user", "content": ["x"] * 100_000}]},
+        {"messages": [], "tools": [{"function": {"description": "x" * 100_000}}]},
+    ],
+    ids=["content", "part", "tool call", "many parts", "tools"],
+)
+@in_loop
+async def test_a_long_request_is_counted_off_the_loop(request_: dict[str, Any]) -> None:
+    """Wherever its characters are; a short one is not worth a thread."""
+    threads = []
+    counting = counter()
+    counting.load()
+
+    def count(request: object) -> int:
+        threads.append(threading.get_ident())
+        return 1
+
+    short = {"messages": [{"role": "user", "content": None, "tool_calls": [{"id": "1"}]}]}
+    assert await counting.counted(count, request_) == await counting.counted(count, short) == 1
+    assert threads[0] != threads[1] == threading.get_ident()
 
 
 COOKBOOK = [
