@@ -105,13 +105,18 @@ def _parts(path: str, rotated: bool, files: ExitStack) -> list[Part]:
 
 
 def _place_of(live: Part | None, older: list[Part]) -> int | None:
-    """Return where a file that was live stands among the rotated ones; None if it does not."""
+    """Return where a file that was live stands among the rotated ones; None if it does not.
+
+    Of several places it is the last: where more than one rotation came in between, files that are
+    newer than it stand before that.
+    """
     if live is None or live.file is None:
         return None
+    places = [place for place, part in enumerate(older) if part.identity == live.identity]
+    if places:
+        return places[-1]
     begin = beginning(live.file)
     for place, part in enumerate(older):
-        if part.identity == live.identity:
-            return place
         if part.is_compressed and begin:
             with opened(part) as file:
                 if beginning(file).startswith(begin):
