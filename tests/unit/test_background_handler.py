@@ -904,14 +904,17 @@ counts = {{"main": 0, "signal": 0}}
 def say(who):
     log.info(who, extra={{"n": counts[who]}})
     counts[who] += 1
+going_on = True
 def on_alarm(*_):
     say("signal")
-    signal.setitimer(signal.ITIMER_REAL, 0.0005)
+    if going_on:
+        signal.setitimer(signal.ITIMER_REAL, 0.0005)
 signal.signal(signal.SIGALRM, on_alarm)
 signal.setitimer(signal.ITIMER_REAL, 0.0005)
 end = time.monotonic() + 0.7
 while time.monotonic() < end:
     say("main")
+going_on = False
 signal.setitimer(signal.ITIMER_REAL, 0)
 handler.close()
 print(counts["main"], counts["signal"], handler.losses["RecursionError"], len(handler.losses))

@@ -1156,15 +1156,18 @@ counts = {{"main": 0, "signal": 0}}
 def log(kind):
     handler.handle(logging.makeLogRecord({{"msg": f"{{kind}}-{{counts[kind]}}"}}))
     counts[kind] += 1
+going_on = True
 def on_signal(*_):
     log("signal")
-    signal.setitimer(signal.ITIMER_REAL, 0.0005)
+    if going_on:
+        signal.setitimer(signal.ITIMER_REAL, 0.0005)
 signal.signal(signal.SIGALRM, on_signal)
 signal.setitimer(signal.ITIMER_REAL, 0.0005)
 until = time.monotonic() + 1.5
 while time.monotonic() < until:
     log("main")
-signal.signal(signal.SIGALRM, signal.SIG_IGN)  # one that is under way sets the timer once more
+going_on = False  # or a signal that is under way sets the timer once more
+signal.setitimer(signal.ITIMER_REAL, 0)
 handler.close()
 print(counts["main"], counts["signal"], dict(handler.losses), dict(handler.failed_rotations))
 """
@@ -1189,19 +1192,21 @@ def test_a_signal_handler_that_closes_the_file_anywhere_in_a_write_loses_nothing
 import logging, signal, sys, time
 from foundry_log import RotatingJsonlHandler
 handler = RotatingJsonlHandler(sys.argv[1], maxBytes=20_000, stable_names=True)
-closed = 0
+closed, going_on = 0, True
 def on_signal(*_):
     global closed
     closed += 1
     handler.close()
     assert handler._turn.is_taken or not handler._file.is_open
-    signal.setitimer(signal.ITIMER_REAL, 0.0005)
+    if going_on:
+        signal.setitimer(signal.ITIMER_REAL, 0.0005)
 signal.signal(signal.SIGALRM, on_signal)
 signal.setitimer(signal.ITIMER_REAL, 0.0005)
 until, count = time.monotonic() + 1, 0
 while time.monotonic() < until:
     handler.handle(logging.makeLogRecord({"msg": str(count)}))
     count += 1
+going_on = False
 signal.setitimer(signal.ITIMER_REAL, 0)
 handler.close()
 assert not handler._file.is_open
