@@ -1507,11 +1507,9 @@ class TestNumbering:
         both = threading.Barrier(2, timeout=20)
 
         class Waits(logging.Handler):
-            def emit(self, record: logging.LogRecord) -> None:
+            def handle(self, record: logging.LogRecord) -> bool:  # without the handler's lock
                 both.wait()
-
-            def createLock(self) -> None:
-                self.lock = None
+                return True
 
         sinks = logging.getLogger("foundry_log.metrics.test_exp")
         sinks.addHandler(Waits())
