@@ -26,7 +26,7 @@ def in_loop(test: Callable[..., Awaitable[None]]) -> Any:
 
 
 class Clock:
-    """Moves when somebody sleeps, at once."""
+    """Moves when it is told to, and at once when somebody sleeps."""
 
     def __init__(self) -> None:
         self.now = 1000.0

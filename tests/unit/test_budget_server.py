@@ -18,7 +18,7 @@ import pytest
 from foundry_log import ErrorTracker, MetricsLogger, read_jsonl
 from foundry_log.services import budget_server
 from foundry_log.services.token_budget import TokenBudget
-from tests.event_loops import in_loop
+from tests.event_loops import Clock, in_loop
 
 aiohttp = pytest.importorskip(
     "aiohttp", reason="needs test-services: pip install 'foundry_log[test-services]'"
@@ -30,16 +30,6 @@ TOKEN = "a-bearer-token-of-the-test"
 LOCK = {"app_id": "app", "token_count": 100}
 JSON = {"Content-Type": "application/json"}
 NO_HTTP = "a request that is no HTTP was refused"
-
-
-class Clock:
-    """Moves when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Reply(NamedTuple):

@@ -25,18 +25,9 @@ from foundry_log.services.token_budget import (
     Grant,
     TokenBudget,
 )
+from tests.event_loops import Clock
 
 pytestmark = pytest.mark.unit
-
-
-class Clock:
-    """Moves when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
